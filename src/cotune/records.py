@@ -1,0 +1,165 @@
+"""The values that travel through cotune: examples, adapters, messages, rounds, signals, events.
+
+Every record is frozen. Nothing here knows a model library; arrays are NumPy, and the tensors inside a
+`Signal` are only named, never imported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = npt.NDArray[Any]
+Facts = Mapping[str, Any]
+"""JSON values: str, int, float, bool, None, lists and string-keyed dicts of them."""
+
+DELIMITER = " "
+"""Stands between a prompt and a choice, as `target_delimiter` does in lm-evaluation-harness."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One training item: the unit that is selected, trained on and audited.
+
+    `completion` is the exact text that follows `prompt`. A multiple-choice example also lists `choices`
+    (bare texts, scored as `DELIMITER + choice`) and the index of the right one.
+    """
+
+    id: str
+    prompt: str
+    completion: str
+    choices: tuple[str, ...] = ()
+    answer_idx: int | None = None
+    rationale: str = ""
+    domain: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """Named LoRA arrays of one base model, under the names PEFT gives them.
+
+    `arrays` maps e.g. `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight` to a float32 array
+    [rank, in] (`lora_A`) or [out, rank] (`lora_B`). `base` is the fingerprint of the frozen base.
+    """
+
+    arrays: Mapping[str, Array]
+    base: str
+    rank: int
+    alpha: float
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the product BA: alpha / rank (Hu et al. 2021)."""
+        return self.alpha / self.rank
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        return sum(a.nbytes for a in self.arrays.values())
+
+    def with_arrays(self, arrays: Mapping[str, Array]) -> Adapter:
+        """The same adapter with other values."""
+        return Adapter(arrays, self.base, self.rank, self.alpha)
+
+    def __sub__(self, other: Adapter) -> Adapter:
+        """Array by array difference (an update)."""
+        return self.with_arrays({name: self.arrays[name] - other.arrays[name] for name in self.arrays})
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The only thing that crosses the wire, in either direction."""
+
+    client: str
+    round: int
+    action: str
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A client that gave no usable reply, and why. `kind` is late, crashed or rejected."""
+
+    client: str
+    round: int
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One server iteration, numbered from 1; the only source of randomness in a step."""
+
+    index: int
+    num_rounds: int
+    seed: int
+    cohort: tuple[str, ...]
+
+    def rng(self, *purpose: str) -> np.random.Generator:
+        """A generator that depends on the run's seed, this round and the given words, and on nothing else."""
+        return derived_rng(self.seed, str(self.index), *purpose)
+
+
+def derived_rng(seed: int, *purpose: str) -> np.random.Generator:
+    """A generator for one purpose; the same words always give the same stream, on every machine."""
+    digest = hashlib.sha256("\x1f".join((str(seed), *purpose)).encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLogits:
+    """Teacher signal: full next-token logits, [positions, vocabulary]."""
+
+    logits: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TopKLogits:
+    """Teacher signal: the k largest logits of each position and the rest of the mass.
+
+    values, indices: [positions, k]; rest: [positions], log-sum-exp of all logits that were left out.
+    """
+
+    values: Tensor
+    indices: Tensor
+    rest: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningPath:
+    """Teacher signal: text, with its final answer if one could be parsed."""
+
+    text: str
+    answer: str | None = None
+
+
+Signal = DenseLogits | TopKLogits | ReasoningPath
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened in a run, for whoever watches.
+
+    `phase` is one of `phase names of design.md section 4` (tune, gather, co-tune, evaluate, checkpoint, ...);
+    `done` of `total` steps of it are finished. `facts` holds e.g. loss_slm, loss_llm, tokens, up_bytes,
+    down_bytes, client, note.
+    """
+
+    round: int
+    num_rounds: int
+    phase: str
+    done: int
+    total: int
+    facts: Facts = field(default_factory=dict)
+
+
+Listener = Callable[[Event], None]
