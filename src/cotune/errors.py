@@ -1,13 +1,13 @@
 """One exception family. Every message says where, what came, what was expected, and the cure.
 
-    CotuneError
-    +-- UserError        the user's input is wrong           exit code 2
-    |   +-- ConfigError    the YAML or a --set
-    |   +-- DataError      a file, a row, a partition
-    |   +-- ModelError     a model, an adapter, a vocabulary
-    +-- RunError         the run failed but can be resumed   exit code 3
-    |   +-- WireError      a message that must not be accepted
-    +-- Interrupted      Ctrl-C or SIGTERM, resumable        exit code 130
+CotuneError
++-- UserError        the user's input is wrong           exit code 2
+|   +-- ConfigError    the YAML or a --set
+|   +-- DataError      a file, a row, a partition
+|   +-- ModelError     a model, an adapter, a vocabulary
++-- RunError         the run failed but can be resumed   exit code 3
+|   +-- WireError      a message that must not be accepted
++-- Interrupted      Ctrl-C or SIGTERM, resumable        exit code 130
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Many weighted adapters into one, one method a file."""

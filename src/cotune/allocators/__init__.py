@@ -1,0 +1,1 @@
+"""Which public examples teach which model, one method a file."""

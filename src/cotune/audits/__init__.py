@@ -1,0 +1,1 @@
+"""Observers that change nothing, one a file."""

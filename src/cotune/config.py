@@ -1,0 +1,380 @@
+"""One YAML file becomes frozen, typed values; everything above `runtime` is the experiment and is fingerprinted.
+
+All mistakes are reported at once, each with its path, what came, what was expected and, for a misspelt key,
+the likely right one. After `build.py` no object holds the configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cotune import plugins
+from cotune.errors import ConfigError, suggestion
+
+
+class Settings(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class ShrinkConfig(Settings):
+    """Cut the model by depth before use (see `cotune.models.shrink`)."""
+
+    layers: int = Field(gt=0, description="decoder layers to keep")
+    heal_steps: int = Field(0, ge=0, description="distillation steps from the uncut model on public examples")
+
+
+class LoraConfig(Settings):
+    """Shape of the adapters (Hu et al. 2021)."""
+
+    rank: int = Field(8, gt=0)
+    alpha: float = Field(16.0, gt=0, description="the product BA is scaled by alpha / rank")
+    targets: Literal["all-linear", "attention"] | list[str] = Field(
+        "attention", description="`attention` is q, k, v, o; or a list of module name endings"
+    )
+
+
+class TuneConfig(Settings):
+    """How a model is tuned; the defaults are FedCoLLM's (docs/papers, FedMKT tutorial)."""
+
+    epochs: float = Field(1.0, gt=0, description="passes over the examples in one round; may be a fraction")
+    batch_size: int = Field(8, gt=0)
+    lr: float = Field(3e-4, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="over the whole run, not over one round"
+    )
+    warmup: float = Field(0.008, ge=0, lt=1, description="share of the run in which lr rises linearly")
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm per client")
+    max_length: int = Field(512, gt=1, description="tokens; longer examples lose the start of their prompt")
+
+
+class ModelConfig(Settings):
+    """A model, its adapter and how it is tuned."""
+
+    model: str = Field(description="catalogue name, folder, or hub id")
+    revision: str | None = Field(None, description="hub revision")
+    shrink: ShrinkConfig | None = None
+    lora: LoraConfig = LoraConfig()
+    tune: TuneConfig = TuneConfig()
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with the model; only by name"
+    )
+
+
+class SourceConfig(Settings):
+    """Rows of one task: where they are and how many go to each purpose. They never overlap."""
+
+    task: str
+    data: str | None = Field(None, description="JSONL (.gz), hub id, or nothing for the task's own source")
+    test_data: str | None = Field(None, description="held-out rows; without it they are cut from `data`")
+    train_rows: int | None = Field(
+        None, gt=0, description="rows for the clients; all that are left by default"
+    )
+    public_rows: int = Field(0, ge=0, description="rows every party may read")
+    test_rows: int | None = Field(None, ge=0, description="held-out rows; all of `test_data` by default")
+
+
+class IidPartition(Settings):
+    """Every client gets an equal random part."""
+
+    name: Literal["iid"]
+    clients: int = Field(gt=0)
+
+
+class DirichletPartition(Settings):
+    """Each client's mixture over domains is drawn from Dirichlet(alpha)."""
+
+    name: Literal["dirichlet"]
+    clients: int = Field(gt=0)
+    alpha: float = Field(0.5, gt=0)
+
+
+class ByKeyPartition(Settings):
+    """One client for each value of a key."""
+
+    name: Literal["by_key"]
+    key: str = Field("domain", description="domain, or any field of the rows")
+
+
+class FiveWayPartition(Settings):
+    """FedCoLLM's split: shuffle with `seed`, cut clients + 1 equal parts, the last one is public."""
+
+    name: Literal["five_way"]
+    clients: int = Field(4, gt=0)
+    seed: int = 123
+
+
+Partition = Annotated[
+    IidPartition | DirichletPartition | ByKeyPartition | FiveWayPartition, Field(discriminator="name")
+]
+
+
+class DataConfig(Settings):
+    """Which rows there are and who holds them."""
+
+    sources: list[SourceConfig] = Field(min_length=1)
+    partition: Partition
+
+
+class CohortConfig(Settings):
+    """Who takes part in a round."""
+
+    fraction: float = Field(1.0, gt=0, le=1, description="share of the clients, drawn anew each round")
+    minimum: int = Field(1, gt=0, description="replies without which a round changes nothing")
+
+
+class EvaluateConfig(Settings):
+    """What is measured on held-out examples."""
+
+    every: int = Field(1, ge=0, description="rounds between evaluations; 0: only before and after")
+    examples: int = Field(4, ge=0, description="questions shown in the report, per task")
+
+
+class RuntimeConfig(Settings):
+    """Changes speed and place only; not part of the fingerprint."""
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    stack: int = Field(8, gt=0, description="clients trained in one forward and backward")
+    threads: int | None = Field(None, gt=0, description="CPU threads; torch's choice by default")
+    transport: Literal["inprocess"] = "inprocess"
+    score_tokens: int = Field(2048, gt=0, description="tokens scored in one forward pass")
+    keep_checkpoints: int = Field(2, gt=0)
+
+
+class PluginSpec(BaseModel):
+    """`{name: ..., option: ...}`; the options are checked by the plug-in's own Config."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+
+class Config(Settings):
+    """A whole run."""
+
+    seed: int = Field(7, ge=0, lt=2**32)
+    rounds: int = Field(5, gt=0)
+    llm: ModelConfig
+    slm: ModelConfig
+    data: DataConfig
+    strategy: PluginSpec
+    aggregator: PluginSpec = PluginSpec(name="mean")
+    cohort: CohortConfig = CohortConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_become_specs(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        short = {slot: {"name": data[slot]} for slot in SLOTS if isinstance(data.get(slot), str)}
+        return {**data, **short}
+
+
+SLOTS = ("strategy", "aggregator")
+"""The keys of `Config` that name a plug-in; the folder is the plural."""
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read, override and check a YAML file.
+
+    Args:
+        path: the file.
+        overrides: `a.b=value` strings; the value is read as YAML.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or any value is wrong (all of them at once).
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}). Give the path of a YAML file."
+        ) from error
+    return parse(text, str(path), overrides)
+
+
+def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
+    """Check YAML text; `where` names it in messages."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{where}: expected keys such as seed, llm, slm, data; got {type(raw).__name__}.")
+    for override in overrides:
+        _override(raw, override)
+    return from_dict(raw, where)
+
+
+def from_dict(raw: Mapping[str, Any], where: str = "config") -> Config:
+    """Check a nested dict.
+
+    Raises:
+        ConfigError: one line per mistake.
+    """
+    problems: list[str] = []
+    config: Config | None = None
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        problems += _lines(Config, error)
+    for slot in SLOTS:
+        problems += _plugin_problems(slot, raw.get(slot) or getattr(config, slot, None))
+    if problems or config is None:
+        lines = "\n".join(f"  {line}" for line in problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise ConfigError(f"{where}: {count}\n{lines}")
+    return config
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML; `load` of it gives the same value."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def fingerprint(config: Config) -> str:
+    """16 hex digits that name the experiment: everything but `runtime`, with the plug-ins' defaults filled in."""
+    experiment = config.model_dump(mode="json", exclude={"runtime"})
+    for slot in SLOTS:
+        spec: PluginSpec = getattr(config, slot)
+        filled = plugins.config_class(slot, spec.name).model_validate(spec.options)
+        experiment[slot] = {"name": spec.name, **filled.model_dump(mode="json")}
+    canonical = json.dumps(experiment, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a configuration file, plug-in options included."""
+    schema = Config.model_json_schema()
+    for slot in SLOTS:
+        options = []
+        for name in plugins.names(slot):
+            part = plugins.config_class(slot, name).model_json_schema()
+            part["properties"] = {"name": {"const": name}, **part.get("properties", {})}
+            part["required"] = ["name", *part.get("required", [])]
+            options.append({**part, "title": name})
+        schema["properties"][slot] = {"anyOf": [{"enum": list(plugins.names(slot))}, *options]}
+    return cast(dict[str, Any], json.loads(json.dumps(schema)))
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected path=value, e.g. --set slm.tune.lr=1e-3")
+    *parents, last = key.split(".")
+    node: Any = raw
+    for depth, name in enumerate(parents):
+        if isinstance(node, list):
+            node = _item(node, name, override)
+            continue
+        if isinstance(node.get(name), str) and depth == 0 and name in SLOTS:
+            node[name] = {"name": node[name]}
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"--set {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a group")
+    try:
+        parsed = _number(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
+    if isinstance(node, list):
+        _item(node, last, override)
+        node[int(last)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _item(node: list[Any], name: str, override: str) -> Any:
+    if not name.isdigit() or int(name) >= len(node):
+        raise ConfigError(f"--set {override!r}: {name!r} is not an index of a list with {len(node)} items")
+    return node[int(name)]
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `1e-3` as a string; people mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _plugin_problems(slot: str, spec: Any) -> list[str]:
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if isinstance(spec, PluginSpec):
+        spec = {"name": spec.name, **spec.options}
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+        return []  # the frame has already complained
+    name = spec["name"]
+    try:
+        model = plugins.config_class(slot, name)
+        model.model_validate({key: value for key, value in spec.items() if key != "name"})
+    except ConfigError as error:
+        return [str(error)]
+    except ValidationError as error:
+        return [f"{slot}.{line}" for line in _lines(model, error)]
+    return []
+
+
+def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
+    return [_line(model, item) for item in error.errors(include_url=False)]
+
+
+def _line(model: type[BaseModel], item: Any) -> str:
+    tags = {"iid", "dirichlet", "by_key", "five_way"}
+    path = ".".join(str(part) for part in item["loc"] if part not in tags)
+    kind, value = item["type"], item.get("input")
+    if kind == "extra_forbidden":
+        parent = [part for part in item["loc"][:-1]]
+        return f"{path}: unknown key.{suggestion(str(item['loc'][-1]), _fields_at(model, parent))}"
+    if kind == "missing":
+        return f"{path}: missing. {_description(model, item['loc'])}".rstrip()
+    if kind.startswith("union_tag"):
+        return f"{path}.name: {item['msg']}"
+    return f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}, got {value!r}"
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> Iterable[str]:
+    """Field names of the group at `path`, looked up through lists, optionals and unions."""
+    candidates = [model]
+    for part in path:
+        if isinstance(part, int):
+            continue
+        inner = [_models_in(c.model_fields[part].annotation) for c in candidates if part in c.model_fields]
+        if inner:
+            candidates = [m for group in inner for m in group]
+    return [name for candidate in candidates for name in candidate.model_fields]
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found: list[type[BaseModel]] = []
+    for argument in getattr(annotation, "__args__", ()):
+        found += _models_in(argument)
+    return found
+
+
+def _description(model: type[BaseModel], path: Sequence[Any]) -> str:
+    for candidate in [model, *(m for f in model.model_fields.values() for m in _models_in(f.annotation))]:
+        field = candidate.model_fields.get(str(path[-1]))
+        if field is not None and field.description:
+            return f"Expected: {field.description}."
+    return ""

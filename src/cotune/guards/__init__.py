@@ -1,0 +1,1 @@
+"""What protects an update on its way, client half and server half in one file."""

@@ -1,0 +1,1 @@
+"""Which private examples to train on, one method a file."""

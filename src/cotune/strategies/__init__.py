@@ -1,0 +1,1 @@
+"""Co-tuning methods, one a file."""

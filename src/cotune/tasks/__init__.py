@@ -1,0 +1,1 @@
+"""Rows into examples, one data set a file."""
