@@ -249,7 +249,7 @@ def dump(config: Config) -> str:
 
 
 def fingerprint(config: Config) -> str:
-    """16 hex digits that name the experiment: everything but `runtime`, with the plug-ins' defaults filled in."""
+    """16 hex digits that name the experiment: all but `runtime`, plug-in defaults filled in."""
     experiment = config.model_dump(mode="json", exclude={"runtime"})
     for slot in SLOTS:
         spec: PluginSpec = getattr(config, slot)
@@ -342,7 +342,7 @@ def _line(model: type[BaseModel], item: Any) -> str:
     path = ".".join(str(part) for part in item["loc"] if part not in tags)
     kind, value = item["type"], item.get("input")
     if kind == "extra_forbidden":
-        parent = [part for part in item["loc"][:-1]]
+        parent = list(item["loc"][:-1])
         return f"{path}: unknown key.{suggestion(str(item['loc'][-1]), _fields_at(model, parent))}"
     if kind == "missing":
         return f"{path}: missing. {_description(model, item['loc'])}".rstrip()

@@ -1,0 +1,1 @@
+"""Causal language models: the only folder that knows transformers and PEFT."""
