@@ -95,19 +95,20 @@ def pull(name: str, *, source: Source = "auto", progress: Progress | None = None
     )
 
 
-def resolve(name: str) -> Path:
+def resolve(name: str, *, progress: Progress | None = None) -> Path:
     """The folder of a model: from the catalogue (pulled if missing), a local path, or the hub.
 
     Args:
         name: `smollm2-135m`, `./folder`, `/folder`, or `org/name`. A catalogue name wins over a folder of
             the same name; write `./name` for the folder.
+        progress: told one line a step when something has to be fetched.
 
     Raises:
         ModelError: nothing was found (what was tried is listed), or the folder is not a model.
     """
     known = [card.name for card in catalogue()]
     if name in known:
-        return pull(name)
+        return pull(name, progress=progress)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _checked_folder(folder)
@@ -145,7 +146,12 @@ def fingerprint(folder: Path) -> str:
     memo = cache_dir() / "fingerprints" / key
     with suppress(OSError):
         return memo.read_text(encoding="ascii")
-    digest = _hash_tensors(files)[:16]
+    try:
+        digest = _hash_tensors(files)[:16]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder}: damaged safetensors file ({error}); fetch or save the model again"
+        ) from None
     with suppress(OSError):
         memo.parent.mkdir(parents=True, exist_ok=True)
         _write_atomically(memo, digest)
