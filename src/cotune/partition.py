@@ -33,9 +33,10 @@ def iid(num_rows: int, num_clients: int, rng: np.random.Generator) -> IntArray:
 def dirichlet(domains: Sequence[str], num_clients: int, alpha: float, rng: np.random.Generator) -> IntArray:
     """Cut every domain among the clients in proportions drawn from Dirichlet(alpha, ..., alpha).
 
-    This is the split of Li et al. 2021 (https://arxiv.org/abs/2102.02079) that FedHDS uses: a client's mixture over
-    domains of equal size is about Dirichlet(alpha), and sizes differ too. A large alpha approaches equal parts
-    of every domain. Drawn again, up to `DIRICHLET_DRAWS` times, while a client has no row.
+    The split that FedHDS and FederatedScope use (Li et al. 2021, https://arxiv.org/abs/2102.02079): where
+    domains are of equal size, a client's mixture over them is about Dirichlet(alpha); sizes differ too. A
+    large alpha approaches equal parts of every domain. Drawn again, up to `DIRICHLET_DRAWS` times, while a
+    client has no row.
 
     Raises:
         DataError: a client is still empty after the last draw.
@@ -50,15 +51,15 @@ def dirichlet(domains: Sequence[str], num_clients: int, alpha: float, rng: np.ra
             middle = (np.arange(len(rows)) + 0.5) / len(rows)
             cut = np.minimum(np.searchsorted(shares, middle), num_clients - 1)
             owner[rng.permutation(rows)] = cut
-        empty = np.flatnonzero(np.bincount(owner, minlength=num_clients) == 0)
-        if len(empty) == 0:
+        if _empty(owner, num_clients).size == 0:
             return owner
-    first = ", ".join(str(number + 1) for number in empty[:5]) + (", ..." if len(empty) > 5 else "")
-    raise DataError(
-        f"data.partition: dirichlet with alpha {alpha:g} leaves {len(empty)} of {num_clients} clients empty "
-        f"(client {first}) after {DIRICHLET_DRAWS} draws over {len(domains)} training rows. "
-        "Use fewer clients, a larger alpha, or more rows (train_rows)."
+    refuse_empty(
+        owner,
+        num_clients,
+        f"dirichlet with alpha {alpha:g}, drawn {DIRICHLET_DRAWS} times,",
+        "fewer clients, a larger alpha, or more rows (train_rows)",
     )
+    return owner
 
 
 def by_key(keys: Sequence[str]) -> tuple[tuple[str, ...], IntArray]:
@@ -91,6 +92,25 @@ def client_names(num_clients: int) -> tuple[str, ...]:
     """`client-1` and so on, padded so that names sort like numbers."""
     width = len(str(num_clients))
     return tuple(f"client-{number:0{width}d}" for number in range(1, num_clients + 1))
+
+
+def refuse_empty(owner: IntArray, num_clients: int, partition: str, cure: str) -> None:
+    """Check that every client holds a row.
+
+    Raises:
+        DataError: one does not; the first few are named.
+    """
+    empty = _empty(owner, num_clients)
+    if empty.size:
+        first = ", ".join(str(number + 1) for number in empty[:5]) + (", ..." if empty.size > 5 else "")
+        raise DataError(
+            f"data.partition: {partition} leaves {empty.size} of {num_clients} clients without a row "
+            f"(client {first}; {owner.size} rows in all). Use {cure}."
+        )
+
+
+def _empty(owner: IntArray, num_clients: int) -> IntArray:
+    return np.flatnonzero(np.bincount(owner, minlength=num_clients) == 0)
 
 
 def _refuse_fewer_rows(num_rows: int, num_clients: int) -> None:

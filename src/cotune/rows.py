@@ -1,7 +1,8 @@
-"""Typed fields out of untyped rows, and the error that names file, line, field, what came and what was expected."""
+"""Typed fields out of untyped rows; an error names file, line, field, what came and what was expected."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from cotune.errors import DataError, suggestion
@@ -12,7 +13,7 @@ Row = Mapping[str, object]
 
 def wrong(where: str, field: str, came: object, expected: str) -> DataError:
     """The error of one field. `where` is file:line; long values are cut."""
-    shown = repr(came)
+    shown = json.dumps(came, ensure_ascii=False, default=repr)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return DataError(f"{where}: field {field!r}: got {shown}; expected {expected}")
 
