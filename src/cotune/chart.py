@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 360, 216
-LEFT, RIGHT, TOP, BOTTOM = 44, 84, 12, 38
+TOP, BOTTOM = 12, 38
+LINE_MARGINS, BAR_MARGINS = (44, 92), (60, 8)
 LABEL_GAP = 15.0
 MARKERS_UP_TO = 25
 SLOTS = 7
 """Number of CSS colour classes (`c0` to `c6`) a series can use; `c7` is the neutral one for what is left."""
 
 Format = Callable[[float], str]
+Span = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +33,27 @@ class Series:
 class Axes:
     """Where data values land in the drawing."""
 
+    margins: tuple[int, int]
     x_low: float
     x_high: float
     y_low: float
     y_high: float
 
+    @property
+    def left(self) -> int:
+        """Left edge of the plot."""
+        return self.margins[0]
+
+    @property
+    def right(self) -> int:
+        """Right edge of the plot."""
+        return WIDTH - self.margins[1]
+
     def x(self, value: float) -> float:
         """Horizontal position of a round."""
         span = self.x_high - self.x_low
         share = (value - self.x_low) / span if span else 0.5
-        return LEFT + share * (WIDTH - LEFT - RIGHT)
+        return self.left + share * (self.right - self.left)
 
     def y(self, value: float) -> float:
         """Vertical position of a value."""
@@ -49,7 +62,13 @@ class Axes:
 
 
 def line_chart(
-    title: str, rounds: Sequence[int], series: Sequence[Series], fmt: Format, bridge: bool
+    title: str,
+    rounds: Sequence[int],
+    series: Sequence[Series],
+    fmt: Format,
+    *,
+    bridge: bool,
+    span: Span | None = None,
 ) -> Markup:
     """Lines over rounds, each labelled at its right end.
 
@@ -59,6 +78,7 @@ def line_chart(
         series: the lines; None and non-finite values are not drawn.
         fmt: a value as text, for labels and ticks.
         bridge: whether a line runs on across a round without a value (not measured) or breaks there.
+        span: values that the vertical axis must reach, so that several charts share one scale.
 
     Returns:
         One `svg` element, or an empty string when no value can be drawn.
@@ -68,8 +88,8 @@ def line_chart(
     if not drawn:
         return Markup("")
     values = [v for _, points in drawn for _, v in points]
-    low, high, ticks = value_range(min(values), max(values))
-    axes = Axes(rounds[0], rounds[-1], low, high)
+    low, high, ticks = value_range(*(span or (min(values), max(values))))
+    axes = Axes(LINE_MARGINS, rounds[0], rounds[-1], low, high)
     parts = [_grid(axes, ticks, fmt), _round_ticks(axes, rounds)]
     parts += [_line(axes, s, list(rounds), fmt, bridge) for s, _ in drawn]
     ends = [(axes.y(points[-1][1]), s, fmt(points[-1][1])) for s, points in drawn]
@@ -86,8 +106,8 @@ def bar_chart(title: str, rounds: Sequence[int], layers: Sequence[Series], fmt: 
         return Markup("")
     _, high, ticks = value_range(0.0, max(heights))
     pad = 0.5 if len(rounds) > 1 else 0.0
-    axes = Axes(rounds[0] - pad, rounds[-1] + pad, 0.0, high)
-    slot_width = (WIDTH - LEFT - RIGHT) / (rounds[-1] - rounds[0] + 1)
+    axes = Axes(BAR_MARGINS, rounds[0] - pad, rounds[-1] + pad, 0.0, high)
+    slot_width = (axes.right - axes.left) / (rounds[-1] - rounds[0] + 1)
     width = max(0.6, min(36.0, slot_width * 0.72))
     parts = [_grid(axes, ticks, fmt), _round_ticks(axes, rounds)]
     parts += [
@@ -128,7 +148,8 @@ def dumbbell(before: float | None, after: float | None) -> Markup:
         '<svg class="dumbbell" viewBox="0 0 120 14" aria-hidden="true">'
         '<line class="rail" x1="4" x2="116" y1="7" y2="7"/>'
         '<line class="stroke c1" x1="{a:.1f}" x2="{b:.1f}" y1="7" y2="7"/>'
-        '<circle class="ring c1" cx="{a:.1f}" cy="7" r="3"/><circle class="fill c1" cx="{b:.1f}" cy="7" r="3.6"/></svg>'
+        '<circle class="ring c1" cx="{a:.1f}" cy="7" r="3"/>'
+        '<circle class="fill c1" cx="{b:.1f}" cy="7" r="3.6"/></svg>'
     ).format(a=a, b=b)
 
 
@@ -139,12 +160,12 @@ def is_number(value: object) -> bool:
 
 def value_range(low: float, high: float) -> tuple[float, float, list[float]]:
     """Round axis limits that hold low and high, and about four round ticks between them."""
-    if high - low < 1e-12:
-        pad = abs(high) * 0.1 or 0.1
+    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-3):
+        pad = max(0.1 * abs(high), 1e-6)
         low, high = (low - pad if low else 0.0), high + pad
     step = _round_step((high - low) / 3.5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    ticks = [round(i * step, 12) for i in range(first, last + 1)]
+    ticks = [float(f"{i * step:.12g}") for i in range(first, last + 1)]
     return ticks[0], ticks[-1], ticks
 
 
@@ -185,7 +206,7 @@ def _grid(axes: Axes, ticks: Sequence[float], fmt: Format) -> Markup:
         '<text class="tick" x="{x}" y="{ty:.1f}" text-anchor="end">{text}</text>'
     )
     return Markup("").join(
-        row.format(x1=LEFT, x2=WIDTH - RIGHT, y=axes.y(t), x=LEFT - 6, ty=axes.y(t) + 4, text=fmt(t))
+        row.format(x1=axes.left, x2=axes.right, y=axes.y(t), x=axes.left - 6, ty=axes.y(t) + 4, text=fmt(t))
         for t in ticks
     )
 
@@ -197,7 +218,7 @@ def _round_ticks(axes: Axes, rounds: Sequence[int]) -> Markup:
     tick = Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">{}</text>')
     texts = [tick.format(axes.x(r), HEIGHT - BOTTOM + 16, r) for r in shown]
     name = Markup('<text class="tick" x="{:.1f}" y="{}" text-anchor="middle">round</text>')
-    return Markup("").join(texts) + name.format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6)
+    return Markup("").join(texts) + name.format((axes.left + axes.right) / 2, HEIGHT - 6)
 
 
 def _line(axes: Axes, series: Series, rounds: Sequence[int], fmt: Format, bridge: bool) -> Markup:
@@ -232,7 +253,7 @@ def _marker(x: float, y: float, series: Series, text: str) -> Markup:
 
 def _end_label(y: float, series: Series, text: str) -> Markup:
     label = Markup('<text class="label c{}" x="{}" y="{:.1f}">{} {}</text>')
-    return label.format(series.slot, WIDTH - RIGHT + 9, y + 4, series.name, text)
+    return label.format(series.slot, WIDTH - LINE_MARGINS[1] + 9, y + 4, series.name, text)
 
 
 def _bar(axes: Axes, index: int, width: float, layers: Sequence[tuple[Series, float]], fmt: Format) -> Markup:

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cotune.chart import SLOTS, Series, bar_chart, dumbbell, line_chart, share_bar
+from cotune.chart import SLOTS, Series, Span, bar_chart, dumbbell, line_chart, share_bar
 from cotune.scores import Change, client_changes, headline, mapping, mean_score, metric_name, number, score_of
 from cotune.tables import amount, duration, percent
 
@@ -27,6 +27,8 @@ PHASE_WORDS = {
     "other": "everything else",
 }
 TASK_PANELS = 12
+PHASE_SLOTS = (2, 3, 4, 5, 6, 0, 1)
+"""Colours of the phases: those of the two models come last."""
 SCROLL_ABOVE, COLLAPSE_ABOVE, ROWS_AT_MOST = 10, 24, 1000
 FAILURES_AT_MOST = 200
 TEXT_AT_MOST = 1600
@@ -84,7 +86,7 @@ def verdict(change: Change) -> str:
         return "Only one side was measured, so there is no gain to state."
     if change.stderr is None:
         return "No standard error can be given, so chance is not ruled out."
-    over = f" over {change.clients} clients" if change.clients and change.clients > 1 else ""
+    over = f" over {change.clients} clients" if change.name == "slm" and (change.clients or 0) > 1 else ""
     error = f"Standard error {100 * change.stderr:.1f} points{over}:"
     if not change.is_clear:
         return f"{error} a change of this size may be chance."
@@ -105,7 +107,8 @@ def score_charts(rounds: Sequence[Record], metric: str) -> list[tuple[str, Marku
             for model, name, slot in MODELS
         ]
         charts.append((task, lines))
-    return _charts(rounds, charts, lambda v: percent(v, 0), bridge=True)
+    span = _span([value for _, lines in charts for _, _, values in lines for value in values])
+    return _charts(rounds, charts, lambda v: percent(v, 0), span)
 
 
 def loss_charts(rounds: Sequence[Record]) -> list[tuple[str, Markup]]:
@@ -121,7 +124,7 @@ def loss_charts(rounds: Sequence[Record]) -> list[tuple[str, Markup]]:
             for model, name, slot in MODELS
         ]
         charts.append((title, lines))
-    return _charts(rounds, charts, lambda v: f"{v:.3g}", bridge=False)
+    return _charts(rounds, charts, short_number, None)
 
 
 def client_table(results: Record) -> dict[str, Any]:
@@ -167,10 +170,10 @@ def traffic(results: Record, rounds: Sequence[Record]) -> dict[str, Any]:
 
 
 BYTE_NAMES = {
-    "gathered_bytes": ("as sums", 0),
-    "clear_bytes": ("in the clear", 1),
-    "up_bytes": ("up, clients to server", 2),
-    "down_bytes": ("down, server to clients", 4),
+    "gathered_bytes": ("as sums", 2),
+    "clear_bytes": ("in the clear", 4),
+    "up_bytes": ("up, clients to server", 5),
+    "down_bytes": ("down, server to clients", 3),
 }
 
 
@@ -181,10 +184,13 @@ def time_spent(results: Record, rounds: Sequence[Record]) -> dict[str, Any]:
     for phases in per_round:
         for phase, seconds in phases.items():
             totals[phase] = totals.get(phase, 0.0) + seconds
-    shown = sorted(totals, key=lambda p: -totals[p])[:SLOTS]
+    shown = sorted(totals, key=lambda p: -totals[p])[: len(PHASE_SLOTS)]
     shown = [p for p in totals if p in shown]
     rest = [_rest(r, phases, shown) for r, phases in zip(rounds, per_round, strict=True)]
-    layers = [(phase, slot, [p.get(phase) for p in per_round]) for slot, phase in enumerate(shown)]
+    layers = [
+        (phase, slot, [p.get(phase) for p in per_round])
+        for slot, phase in zip(PHASE_SLOTS, shown, strict=False)
+    ]
     if sum(rest) > 0.01 * (sum(totals.values()) + sum(rest)):
         layers.append(("other", SLOTS, list(rest)))
     parts = [(name, slot, sum(v or 0.0 for v in values)) for name, slot, values in layers]
@@ -196,13 +202,18 @@ def time_spent(results: Record, rounds: Sequence[Record]) -> dict[str, Any]:
     ]  # fmt: skip
     size, unit = time_unit(max((sum(p.values()) for p in per_round), default=0.0))
     scaled = [(name, slot, [(v or 0.0) / size for v in values]) for name, slot, values in layers]
-    chart = _bars(rounds, "Time per round", scaled, lambda v: f"{v:.3g} {unit}")
+    chart = _bars(rounds, "Time per round", scaled, lambda v: f"{v:.3g} {unit}" if v else "0")
     return {
         "bar": share_bar("Time per phase", parts, duration),
         "legend": legend,
         "chart": chart if len(rounds) > 1 and chart["svg"] else None,
         "total": duration(_or(number(results.get("seconds")), whole)),
     }
+
+
+def short_number(value: float) -> str:
+    """At most three digits that matter, two below 0.1."""
+    return f"{value:.3g}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def time_unit(longest: float) -> tuple[float, str]:
@@ -238,22 +249,41 @@ def _client_summary(gains: Sequence[float]) -> str:
     better, worse = sum(g > 0 for g in gains), sum(g < 0 for g in gains)
     middle = signed_points(statistics.median(gains))
     same = len(gains) - better - worse
-    counts = f"Of {len(gains)} clients {better} became better, {worse} worse, {same} stayed the same"
-    return f"{counts}; median gain {middle} points."
+    if better == len(gains):
+        return f"All {better} clients became better; median gain {middle} points."
+    return (
+        f"{better} clients became better, {worse} worse, {same} stayed the same; median gain {middle} points."
+    )
 
 
 Lines = Sequence[tuple[str, int, Sequence[float | None]]]
 
 
 def _charts(
-    rounds: Sequence[Record], charts: Sequence[tuple[str, Lines]], fmt: Callable[[float], str], bridge: bool
+    rounds: Sequence[Record],
+    charts: Sequence[tuple[str, Lines]],
+    fmt: Callable[[float], str],
+    span: Span | None,
 ) -> list[tuple[str, Markup]]:
     indices = [int(r["round"]) for r in rounds]
     drawn = [
-        (title, line_chart(title, indices, [Series(*line) for line in lines], fmt, bridge))
+        (
+            title,
+            line_chart(
+                title, indices, [Series(*line) for line in lines], fmt, bridge=span is not None, span=span
+            ),
+        )
         for title, lines in charts
     ]
     return [(title, svg) for title, svg in drawn if svg]
+
+
+def _span(values: Sequence[float | None]) -> Span:
+    """Lowest and highest score, at least a tenth apart so that noise does not look like a trend."""
+    present = [v for v in values if v is not None] or [0.0]
+    low, high = min(present), max(present)
+    slack = max(0.0, 0.1 - (high - low)) / 2
+    return max(0.0, low - slack), high + slack
 
 
 def _bars(rounds: Sequence[Record], title: str, layers: Lines, fmt: Callable[[float], str]) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def read_rounds(directory: Path) -> list[dict[str, Any]]:
             break
         if record is None:
             raise DataError(
-                f"{path}, line {number}: expected one JSON object with an integer `round`, got {line[:50]!r}. "
+                f"{path}, line {number}: expected a JSON object with an integer `round`, got {line[:50]!r}. "
                 "The file was changed by something else than a run; take that line out or restore the file."
             )
         kept = [r for r in kept if r["round"] < record["round"]] + [record]

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from cotune.scores import Change, headline, mapping, metric_name, number, task_changes
 
@@ -39,6 +40,8 @@ def amount(num_bytes: float | None) -> str:
     """Bytes in decimal units: `1.2 MB`."""
     if num_bytes is None:
         return "-"
+    if num_bytes == 0:
+        return "0"
     size, unit = float(num_bytes), 0
     while size >= 999.5 and unit < 4:
         size, unit = size / 1000, unit + 1
@@ -82,18 +85,20 @@ def certainty(change: Change) -> str:
     """How far a gain can be trusted, in a few words; empty when nothing can be said."""
     if change.gain is None or change.stderr is None:
         return ""
-    over = f", {change.clients} clients" if change.clients and change.clients > 1 else ""
+    over = f", {change.clients} clients" if change.name == "slm" and (change.clients or 0) > 1 else ""
     size = f"standard error {100 * change.stderr:.1f}{over}"
     return size if change.is_clear else f"{size}: may be chance"
 
 
 def summary_table(results: Mapping[str, Any]) -> Table:
     """The end-of-run table for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, title=_caption(results), title_justify="left", title_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD, title=Text(_caption(results)), title_justify="left", title_style="bold"
+    )
     for column in ("", "task", "before", "after", "gain", ""):
         table.add_column(column, justify="right" if column in {"before", "after", "gain"} else "left")
     for row in summary_rows(results):
-        table.add_row(*(_literal(cell) for cell in row))
+        table.add_row(*(Text(cell) for cell in row))
     return table
 
 
@@ -122,9 +127,9 @@ def compare_tables(compare: Mapping[str, Any]) -> tuple[Table, ...]:
             continue
         table = Table(box=box.SIMPLE_HEAD, title=title, caption=compare_caption(compare), title_style="bold")
         for index, column in enumerate(head):
-            table.add_column(_literal(column), justify="right" if index else "left", no_wrap=not index)
+            table.add_column(Text(column), justify="right" if index else "left", no_wrap=not index)
         for row in rows:
-            table.add_row(*(_literal(cell) for cell in row))
+            table.add_row(*(Text(cell) for cell in row))
         tables.append(table)
     return tuple(tables)
 
@@ -163,10 +168,6 @@ def compare_caption(compare: Mapping[str, Any]) -> str:
 
 def _numbers(change: Change) -> tuple[str, str, str]:
     return percent(change.before), percent(change.after), points(change.gain)
-
-
-def _literal(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 def _caption(results: Mapping[str, Any]) -> str:
