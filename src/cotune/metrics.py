@@ -69,6 +69,6 @@ def rouge_l(prediction: str, reference: str) -> float:
 
 @cache
 def _rouge_scorer() -> Any:
-    from rouge_score import rouge_scorer  # takes half a second to import
+    from rouge_score import rouge_scorer  # slow to import: it loads nltk
 
     return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)

@@ -163,3 +163,16 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+
+
+def adapter_header(adapter: Adapter) -> dict[str, Any]:
+    """What must travel beside an adapter's arrays."""
+    return {"base": adapter.base, "rank": adapter.rank, "alpha": adapter.alpha}
+
+
+def adapter_of(message: Message) -> Adapter | None:
+    """The adapter a message carries, if any."""
+    header = message.facts.get("adapter")
+    if not header:
+        return None
+    return Adapter(message.arrays, str(header["base"]), int(header["rank"]), float(header["alpha"]))

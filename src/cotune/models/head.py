@@ -1,0 +1,72 @@
+"""Losses on next-token logits without keeping them: position by position, a chunk at a time.
+
+The gradient with respect to the hidden states is taken chunk by chunk during the forward pass, so that at any
+time the logits of one chunk are alive. Origin of the idea: fused linear cross-entropy (Hsu et al. 2024,
+https://arxiv.org/abs/2410.10989); here for any loss, in plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cotune.records import DenseLogits, Signal, TopKLogits
+
+LOGITS_PER_CHUNK = 1 << 22
+"""Logits alive at a time, per model: 4 Mi values are 16 MiB in float32."""
+
+PartLoss = Callable[[slice, tuple[Tensor, ...]], Tensor]
+"""(positions, hidden states of those positions, one tensor per model) -> their share of a scalar sum."""
+
+
+def chunked(loss: PartLoss, hiddens: tuple[Tensor, ...], vocab_size: int) -> Tensor:
+    """Sum of `loss` over chunks of positions, differentiable in every hidden tensor.
+
+    Args:
+        loss: called with a slice of positions and the hidden states [chunk, width] there.
+        hiddens: one tensor [positions, width] per model, all with the same positions.
+        vocab_size: sets the size of a chunk.
+    """
+    size = max(1, LOGITS_PER_CHUNK // vocab_size)
+    out: Tensor = _Chunked.apply(loss, size, *hiddens)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Chunked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: PartLoss, size: int, *hiddens: Tensor) -> Tensor:
+        grads = [torch.zeros_like(h) for h in hiddens]
+        total = torch.zeros((), dtype=torch.float32, device=hiddens[0].device)
+        for start in range(0, hiddens[0].shape[0], size):
+            part = slice(start, min(start + size, hiddens[0].shape[0]))
+            leaves = tuple(h[part].detach().requires_grad_() for h in hiddens)
+            with torch.enable_grad():
+                value = loss(part, leaves)
+            for grad, piece in zip(grads, torch.autograd.grad(value, leaves), strict=True):
+                grad[part] = piece
+            total += value.detach()
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        return None, None, *(outer[0] * grad for grad in ctx.saved_tensors)
+
+
+def signal(logits: Tensor, temperature: float, top_k: int | None = None) -> Signal:
+    """What a teacher emits at some positions: its logits over the temperature, all or the k largest.
+
+    Args:
+        logits: [positions, vocabulary]; detached here, for a peer is a constant inside the other's loss.
+        temperature: softens both sides alike.
+        top_k: keep that many; the others become one class, the rest of the mass.
+    """
+    scaled = logits.detach() / temperature
+    if top_k is None or top_k >= scaled.shape[-1]:
+        return DenseLogits(scaled)
+    values, indices = scaled.topk(top_k, dim=-1)
+    rest = scaled.scatter(-1, indices, float("-inf")).logsumexp(-1)
+    return TopKLogits(values, indices, rest)

@@ -1,0 +1,266 @@
+"""The one training loop: many jobs, each with its own examples, adapter and schedule, on one frozen base.
+
+Jobs are trained in stacks: one forward and backward for all clients of a stack, while loss, clipping,
+optimiser state, step count and learning rate stay per client. A stack gives the adapters that separate runs
+give, up to floating-point rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cotune.config import TuneConfig
+from cotune.models.causal_lm import Batch, CausalLM, Encoded
+from cotune.models.head import chunked
+from cotune.models.lora import LoraStack
+from cotune.records import Adapter, Example
+
+PADDING_LIMIT = 1.25
+"""A client joins a stack only while padded tokens stay under this multiple of real ones."""
+
+Tick = Callable[[int, int, int, float], None]
+"""(steps done, steps in all, tokens since the last call, mean loss of the step)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TuneJob:
+    """One client's work. `span`: where in the learning-rate schedule it starts and ends, as shares of the run."""
+
+    examples: Sequence[Example]
+    adapter: Adapter
+    rng: np.random.Generator
+    span: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """A finished job: mean cross-entropy of a completion token; `cut` examples were over `max_length`."""
+
+    adapter: Adapter
+    loss: float
+    steps: int
+    tokens: int
+    cut: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The batches of one job, in order."""
+
+    batches: tuple[tuple[Encoded, ...], ...]
+
+    @property
+    def length(self) -> float:
+        """Mean padded length of a batch."""
+        return float(np.mean([max(len(e.ids) for e in batch) for batch in self.batches]))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(len(e.ids) for batch in self.batches for e in batch)
+
+
+def tune(
+    lm: CausalLM,
+    stack: LoraStack,
+    jobs: Sequence[TuneJob],
+    config: TuneConfig,
+    limit: int = 8,
+    tick: Tick = lambda *_: None,
+) -> list[Tuned]:
+    """Train every job's adapter on its examples.
+
+    Args:
+        lm: the frozen base.
+        stack: its adapters.
+        jobs: one per client; results come in the same order.
+        config: epochs, batch size, learning rate and its schedule, decay, clipping, longest example.
+        limit: clients in one forward and backward; changes speed and memory only.
+        tick: called after every step.
+
+    Returns:
+        One `Tuned` per job.
+    """
+    plans = [plan_batches(lm, job.examples, config, job.rng) for job in jobs]
+    groups = stacks(plans, limit)
+    total = sum(max(len(plans[j].batches) for j in group) for group in groups)
+    done: dict[int, Tuned] = {}
+    before = 0
+    for group in groups:
+        picked = [jobs[j] for j in group]
+
+        def shifted(step: int, tokens: int, loss: float, start: int = before) -> None:
+            tick(start + step, total, tokens, loss)
+
+        for j, tuned in zip(
+            group, _tune_stack(lm, stack, picked, [plans[j] for j in group], config, shifted), strict=True
+        ):
+            done[j] = tuned
+        before += max(len(plans[j].batches) for j in group)
+    stack.load([])
+    return [done[j] for j in range(len(jobs))]
+
+
+def plan_batches(
+    lm: CausalLM, examples: Sequence[Example], config: TuneConfig, rng: np.random.Generator
+) -> Plan:
+    """Shuffled batches of similar length: `epochs` passes, the last one possibly a fraction."""
+    encoded = [lm.encode(example, config.max_length) for example in examples]
+    wanted = max(1, round(config.epochs * len(encoded)))
+    batches: list[tuple[Encoded, ...]] = []
+    while wanted > 0:
+        order = rng.permutation(len(encoded))[:wanted]
+        wanted -= len(order)
+        batches += _bucketed([encoded[i] for i in order], config.batch_size, rng)
+    return Plan(tuple(batches))
+
+
+def _bucketed(rows: list[Encoded], size: int, rng: np.random.Generator) -> list[tuple[Encoded, ...]]:
+    """Batches whose rows come from the same stretch of a shuffled order and have similar lengths."""
+    window = size * 8
+    batches = []
+    for start in range(0, len(rows), window):
+        part = sorted(rows[start : start + window], key=lambda row: len(row.ids))
+        batches += [tuple(part[i : i + size]) for i in range(0, len(part), size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def stacks(plans: Sequence[Plan], limit: int) -> list[list[int]]:
+    """Which jobs share a forward pass: similar lengths together, most steps first inside a stack."""
+    groups: list[list[int]] = []
+    for j in sorted(range(len(plans)), key=lambda j: (plans[j].length, j)):
+        fits = (
+            groups
+            and len(groups[-1]) < limit
+            and _waste([plans[i] for i in [*groups[-1], j]]) <= PADDING_LIMIT
+        )
+        if fits:
+            groups[-1].append(j)
+        else:
+            groups.append([j])
+    return [sorted(group, key=lambda j: (-len(plans[j].batches), j)) for group in groups]
+
+
+def _waste(plans: Sequence[Plan]) -> float:
+    """Padded over real tokens if these plans ran as one stack."""
+    padded = 0
+    for step in range(max(len(plan.batches) for plan in plans)):
+        active = [plan.batches[step] for plan in plans if step < len(plan.batches)]
+        rows, length = _frame(active)
+        padded += len(active) * rows * length
+    own = sum(len(b) * max(len(e.ids) for e in b) for plan in plans for b in plan.batches)
+    return padded / own
+
+
+def _frame(batches: Sequence[Sequence[Encoded]]) -> tuple[int, int]:
+    return max(len(b) for b in batches), max(len(e.ids) for b in batches for e in b)
+
+
+def _tune_stack(
+    lm: CausalLM,
+    stack: LoraStack,
+    jobs: Sequence[TuneJob],
+    plans: Sequence[Plan],
+    config: TuneConfig,
+    tick: Callable[[int, int, float], None],
+) -> list[Tuned]:
+    """Jobs are ordered by falling number of steps, so the active ones are always the first."""
+    stack.load([job.adapter for job in jobs])
+    rows = RowOptimiser(
+        stack, config, [(len(p.batches), job.span) for p, job in zip(plans, jobs, strict=True)]
+    )
+    loss_sum, targets = np.zeros(len(jobs)), np.zeros(len(jobs))
+    for step in range(len(plans[0].batches)):
+        active = [plan.batches[step] for plan in plans if step < len(plan.batches)]
+        stack.activate(len(active))
+        loss, per_client, counts = _stack_loss(lm, active)
+        rows.step(stack.gradients(loss), len(active))
+        sums = per_client.detach().cpu().numpy()
+        loss_sum[: len(active)] += sums
+        targets[: len(active)] += counts
+        tick(step + 1, sum(len(e.ids) for b in active for e in b), float(sums.sum() / max(1, counts.sum())))
+    means = loss_sum / np.maximum(targets, 1)
+    return [
+        Tuned(
+            adapter,
+            float(mean),
+            len(plan.batches),
+            plan.tokens,
+            sum(e.was_cut for b in plan.batches for e in b),
+        )
+        for adapter, mean, plan in zip(stack.export(), means, plans, strict=True)
+    ]
+
+
+def _stack_loss(lm: CausalLM, active: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor, np.ndarray]:  # type: ignore[type-arg]
+    """Sum over clients of each client's mean token loss; also its token losses summed, and token counts."""
+    rows, length = _frame(active)
+    filler = Encoded((lm.start_id,), 1)
+    batch = lm.batch([e for b in active for e in [*b, *[filler] * (rows - len(b))]], length)
+    client = batch.row // rows
+    counts = torch.bincount(client, minlength=len(active))
+    weight = (1.0 / counts.clamp(min=1))[client]
+    per_client = torch.zeros(len(active), device=lm.device)
+
+    def part_loss(part: slice, hidden: tuple[Tensor, ...]) -> Tensor:
+        losses = nn.functional.cross_entropy(lm.project(hidden[0]), batch.target[part], reduction="none")
+        per_client.index_add_(0, client[part], losses.detach())
+        return (losses * weight[part]).sum()
+
+    loss = chunked(part_loss, (target_states(lm, batch),), lm.vocab_size)
+    return loss, per_client, counts.cpu().numpy()
+
+
+def target_states(lm: CausalLM, batch: Batch) -> Tensor:
+    """Hidden states that predict the batch's targets, [targets, width]."""
+    return lm.hidden(batch.ids)[batch.row, batch.position]
+
+
+class RowOptimiser:
+    """AdamW for each row of a stack: its own state, clipping, step count and learning rate."""
+
+    def __init__(
+        self, stack: LoraStack, config: TuneConfig, work: Sequence[tuple[int, tuple[float, float]]]
+    ) -> None:
+        self.config, self.work, self.taken = config, work, 0
+        self.rows = [nn.Parameter(row, requires_grad=True) for row in stack.values.detach()]
+        self.optimisers = [
+            torch.optim.AdamW(
+                [row],
+                lr=config.lr,
+                betas=(0.9, 0.95),
+                weight_decay=config.weight_decay,
+                fused=row.is_floating_point(),
+            )
+            for row in self.rows
+        ]
+
+    def step(self, grads: Tensor, active: int) -> None:
+        """Clip and apply gradients [K, parameters] to the first `active` rows."""
+        for k in range(active):
+            row, optimiser = self.rows[k], self.optimisers[k]
+            row.grad = grads[k]
+            nn.utils.clip_grad_norm_(row, self.config.clip)
+            steps, (start, end) = self.work[k]
+            place = start + (end - start) * (self.taken + 0.5) / max(steps, 1)
+            optimiser.param_groups[0]["lr"] = self.config.lr * lr_factor(self.config, place)
+            optimiser.step()
+        self.taken += 1
+
+
+def lr_factor(config: TuneConfig, place: float) -> float:
+    """Share of the peak learning rate at `place` in [0, 1] of the whole run."""
+    if place < config.warmup:
+        return place / config.warmup
+    rest = (place - config.warmup) / max(1e-9, 1 - config.warmup)
+    if config.schedule == "linear":
+        return 1 - rest
+    if config.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * rest))
+    return 1.0
