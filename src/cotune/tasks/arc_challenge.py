@@ -1,4 +1,4 @@
-"""School science, the questions that retrieval and co-occurrence get wrong (FedCoLLM's ARC-C).
+"""School science, the part that word statistics get wrong (FedCoLLM's ARC-C).
 
 Origin: AI2 Reasoning Challenge (Clark et al. 2018, https://arxiv.org/abs/1803.05457), hub id allenai/ai2_arc.
 Licence: CC BY-SA 4.0.
