@@ -48,8 +48,10 @@ def live(console: Console, plan: Plan, clock: Clock = time.monotonic) -> Iterato
         lines = _Lines(console, progress, clock)
         try:
             yield lambda event: _harmless(lambda: lines.hear(event))
-        finally:
-            _harmless(lines.close)
+        except BaseException:
+            _harmless(lambda: lines.close(is_whole=False))
+            raise
+        _harmless(lambda: lines.close(is_whole=True))
 
 
 def view(progress: Progress, now: float) -> RenderableType:
@@ -63,65 +65,43 @@ def view(progress: Progress, now: float) -> RenderableType:
         ProgressBar(total=max(progress.total, 1), completed=progress.done, width=24),
         Text(_steps(progress)),
     )
-    rows = [Text(head, style="bold"), bar, Text(clock)]
     pace = progress.tokens_per_second(now)
     traffic = f"up {amount(progress.up_bytes)}, down {amount(progress.down_bytes)}"
-    rows.append(Text(f"{pace:,.0f} tokens/s, {traffic}" if pace else traffic))
-    if progress.losses:
-        rows.append(Text(f"loss {_losses(progress)}"))
-    if progress.note:
-        rows.append(Text(progress.note, style="yellow"))
-    for row in rows:
-        if isinstance(row, Text):
-            row.no_wrap, row.overflow = True, "ellipsis"
-    return Group(*rows)
+    texts = [(clock, ""), (f"{pace:,.0f} tokens/s, {traffic}" if pace else traffic, "")]
+    texts += [(f"loss {_losses(progress)}", "")] if progress.losses else []
+    texts += [(progress.note, "yellow")] if progress.note else []
+    lines = [Text(text, style=style, no_wrap=True, overflow="ellipsis") for text, style in texts]
+    return Group(Text(head, style="bold", no_wrap=True, overflow="ellipsis"), bar, *lines)
 
 
 class _Lines:
-    """Plain lines: one a finished phase or round, and a sign of life in a long phase."""
+    """Plain lines: one a finished phase and one a finished round, but few; a sign of life in a long phase."""
 
     def __init__(self, console: Console, progress: Progress, clock: Clock) -> None:
         self.console, self.progress, self.clock = console, progress, clock
-        self.last = float("-inf")
-        self.is_open = False  # something happened that no line has told yet
+        self.phase_line = self.round_line = float("-inf")  # when the last one was written
+        self.notes: list[str] = []
 
     def hear(self, event: Event) -> None:
         now, progress = self.clock(), self.progress
-        if progress.phase and event.round != progress.round and self.is_open:
-            self._say(f"round {progress.round} ends, {duration(now - progress.round_began)}", now)
-        note = progress.note
+        if progress.round and _ends_round(progress, event) and now - self.round_line >= LINE_EVERY_SECONDS:
+            self.round_line = now
+            self._write(_round_line(progress, now))
         progress.hear(event, now)
-        self.is_open = True
-        ended = progress.total > 0 and progress.done >= progress.total
-        if ended or progress.note != note:
-            self._say(self._line(now), now)
-        elif now - max(self.last, progress.phase_began) >= HEARTBEAT_SECONDS:
-            self._say(self._line(now), now)
+        self.notes += [progress.note] if event.facts.get("note") else []
+        is_done = progress.total > 0 and progress.done >= progress.total
+        is_long = now - max(self.phase_line, progress.phase_began) >= HEARTBEAT_SECONDS
+        if (is_done or self.notes or is_long) and now - self.phase_line >= LINE_EVERY_SECONDS:
+            self.phase_line = now
+            self._write(_phase_line(progress, now))
 
-    def close(self) -> None:
-        now = self.clock()
-        if self.is_open:
-            self.last = float("-inf")
-            self._say(self._line(now), now)
+    def close(self, is_whole: bool) -> None:
+        self._write(_last_line(self.progress, self.clock(), is_whole))
 
-    def _line(self, now: float) -> str:
-        progress = self.progress
-        pace = progress.tokens_per_second(now)
-        parts = [
-            f"{_round(progress)}: {printable(progress.phase)} {_steps(progress)}",
-            duration(now - progress.phase_began),
-            f"loss {_losses(progress)}" if progress.losses else "",
-            f"{pace:,.0f} tokens/s" if pace else "",
-            f"up {amount(progress.up_bytes)}, down {amount(progress.down_bytes)}",
-            _left(progress, now),
-            f"note: {progress.note}" if progress.note else "",
-        ]
-        return ", ".join(part for part in parts if part)
-
-    def _say(self, text: str, now: float) -> None:
-        if now - self.last < LINE_EVERY_SECONDS:
-            return
-        self.last, self.is_open = now, False
+    def _write(self, text: str) -> None:
+        more = f" (and {len(self.notes) - 1} more)" if len(self.notes) > 1 else ""
+        text += f", note: {self.notes[-1]}{more}" if self.notes else ""
+        self.notes = []
         self.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
@@ -129,7 +109,13 @@ class _Lines:
 def _screen(console: Console, progress: Progress, clock: Clock) -> Iterator[Listener]:
     """A live view that a thread redraws; every finished round leaves one line above it."""
     lock, stop = threading.RLock(), threading.Event()
-    display = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=console.stderr)
+    display = Live(
+        console=console,
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=console.stderr,
+    )
 
     def draw() -> None:
         with lock:
@@ -138,24 +124,34 @@ def _screen(console: Console, progress: Progress, clock: Clock) -> Iterator[List
     def hear(event: Event) -> None:
         with lock:
             now = clock()
-            if progress.phase and event.round != progress.round:
-                console.print(Text(_round_line(progress, now), no_wrap=True, overflow="ellipsis"))
+            if _ends_round(progress, event):
+                _print_line(console, _round_line(progress, now))
             progress.hear(event, now)
 
     def redraw() -> None:
         while not stop.wait(REFRESH_SECONDS):
             _harmless(draw)
 
-    _harmless(display.start)
     thread = threading.Thread(target=redraw, name="cotune-live", daemon=True)
+    is_whole = False
     try:
+        _harmless(display.start)
+        _harmless(draw)
         thread.start()
         yield lambda event: _harmless(lambda: hear(event))
+        is_whole = True
     finally:
         stop.set()
-        thread.join(timeout=2.0)
-        _harmless(draw)
-        _harmless(display.stop)
+        try:
+            thread.join(timeout=2.0)
+            _harmless(draw)
+        finally:
+            _harmless(display.stop)  # gives the cursor and standard error back
+        _harmless(lambda: _print_line(console, _last_line(progress, clock(), is_whole)))
+
+
+def _print_line(console: Console, text: str) -> None:
+    console.print(Text(text, no_wrap=True, overflow="ellipsis"))
 
 
 def _harmless(act: Callable[[], Any]) -> None:
@@ -206,20 +202,42 @@ def _round(progress: Progress) -> str:
     return f"round {progress.round} of {progress.plan.num_rounds}"
 
 
+def _ends_round(progress: Progress, event: Event) -> bool:
+    return bool(progress.phase) and event.round != progress.round
+
+
 def _round_line(progress: Progress, now: float) -> str:
-    parts = [f"{_round(progress)}: {duration(now - progress.round_began)}"]
-    parts += [f"loss {_losses(progress)}"] if progress.losses else []
-    parts += [f"up {amount(progress.up_bytes)}, down {amount(progress.down_bytes)}"]
-    return ", ".join(parts)
+    return ", ".join([f"{_round(progress)}: {duration(now - progress.round_began)}", *_facts(progress)])
+
+
+def _last_line(progress: Progress, now: float, is_whole: bool) -> str:
+    if is_whole:
+        return _round_line(progress, now)
+    when = f"in {_round(progress)}" if progress.round else _round(progress)
+    where = f", {printable(progress.phase)} {_steps(progress)}".rstrip() if progress.phase else ""
+    return f"stopped {when}{where}, after {duration(now - progress.began)}"
+
+
+def _phase_line(progress: Progress, now: float) -> str:
+    where = f"{_round(progress)}, {printable(progress.phase)} {_steps(progress)}".rstrip()
+    pace = progress.tokens_per_second(now)
+    parts = [f"{where}: {duration(now - progress.phase_began)}", *_facts(progress)]
+    parts += [f"{pace:,.0f} tokens/s"] if pace else []
+    return ", ".join([*parts, _left(progress, now)])
+
+
+def _facts(progress: Progress) -> list[str]:
+    loss = [f"loss {_losses(progress)}"] if progress.losses else []
+    return [*loss, f"up {amount(progress.up_bytes)}, down {amount(progress.down_bytes)}"]
 
 
 def _left(progress: Progress, now: float) -> str:
     seconds = progress.seconds_left(now)
-    return (
-        "time left not known yet"
-        if seconds is None
-        else f"about {duration(max(1.0, float(round(seconds))))} left"
-    )
+    if seconds is None:
+        return "time left not known yet"
+    step = 1 if seconds < 20 else 5 if seconds < 300 else 60  # no more digits than an estimate deserves
+    rounded = max(step, step * round(seconds / step))
+    return f"about {rounded} s left" if rounded < 120 else f"about {duration(rounded)} left"
 
 
 def _losses(progress: Progress) -> str:

@@ -25,7 +25,7 @@ TRUSTED_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is known before a run starts. `phases` maps each phase of a round to its expected share of the time."""
+    """What is known before a run starts. `phases` maps each phase to its expected share of a round's time."""
 
     title: str
     num_rounds: int
@@ -38,7 +38,7 @@ class Progress:
     """What has happened so far, event by event.
 
     Facts it understands: `tokens`, `up_bytes`, `down_bytes` (added since the event before), `loss_*` (latest
-    value), `client` (it is done with this phase), `note` (something to tell; about `client` where one is named).
+    value), `client` (it is done with this phase), `note` (something to tell; about `client` if one is named).
     """
 
     def __init__(self, plan: Plan, now: float) -> None:
