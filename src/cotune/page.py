@@ -157,7 +157,7 @@ def traffic(results: Record, rounds: Sequence[Record]) -> dict[str, Any]:
     stated = mapping(results.get("traffic"))
     totals = {key: _or(number(stated.get(key)), sum(v or 0.0 for v in series[key])) for key in keys}
     charts = []
-    for title, names in (("Replies, by what the server sees", keys[:2]), ("Both directions", keys[2:])):
+    for title, names in (("Replies, by what the method sees", keys[:2]), ("Both directions", keys[2:])):
         layers = [(BYTE_NAMES[key][0], BYTE_NAMES[key][1], series[key]) for key in names]
         charts.append(_bars(rounds, title, layers, amount))
     known = bool(stated) or any(per_round)

@@ -82,12 +82,11 @@ def summary_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str, s
 
 
 def certainty(change: Change) -> str:
-    """How far a gain can be trusted, in a few words; empty when nothing can be said."""
+    """The standard error of a gain, and whether it may be chance; empty when nothing can be said."""
     if change.gain is None or change.stderr is None:
         return ""
-    over = f", {change.clients} clients" if change.name == "slm" and (change.clients or 0) > 1 else ""
-    size = f"standard error {100 * change.stderr:.1f}{over}"
-    return size if change.is_clear else f"{size}: may be chance"
+    over = f" over {change.clients} clients" if change.name == "slm" and (change.clients or 0) > 1 else ""
+    return f"{100 * change.stderr:.1f}{over}" + ("" if change.is_clear else ", may be chance")
 
 
 def summary_table(results: Mapping[str, Any]) -> Table:
@@ -95,7 +94,7 @@ def summary_table(results: Mapping[str, Any]) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, title=Text(_caption(results)), title_justify="left", title_style="bold"
     )
-    for column in ("", "task", "before", "after", "gain", ""):
+    for column in _summary_head(results):
         table.add_column(column, justify="right" if column in {"before", "after", "gain"} else "left")
     for row in summary_rows(results):
         table.add_row(*(Text(cell) for cell in row))
@@ -104,9 +103,8 @@ def summary_table(results: Mapping[str, Any]) -> Table:
 
 def summary_lines(results: Mapping[str, Any]) -> list[str]:
     """The same table as plain aligned text, and under it what crossed the wire."""
-    head = ("", "task", "before", "after", "gain", "")
     traffic = mapping(results.get("traffic"))
-    lines = [_caption(results), *_aligned([head, *summary_rows(results)], right=(2, 3, 4))]
+    lines = [_caption(results), *_aligned([_summary_head(results), *summary_rows(results)], right=(2, 3, 4))]
     if traffic:
         lines.append(traffic_line(traffic))
     return lines
@@ -170,6 +168,10 @@ def _numbers(change: Change) -> tuple[str, str, str]:
     return percent(change.before), percent(change.after), points(change.gain)
 
 
+def _summary_head(results: Mapping[str, Any]) -> tuple[str, ...]:
+    return (metric_name(results), "task", "before", "after", "gain", "standard error")
+
+
 def _caption(results: Mapping[str, Any]) -> str:
     seconds, memory = number(results.get("seconds")), number(results.get("peak_memory_bytes"))
     facts = [
@@ -178,7 +180,6 @@ def _caption(results: Mapping[str, Any]) -> str:
         f"seed {results['seed']}" if "seed" in results else "",
         duration(seconds) if seconds is not None else "",
         f"peak memory {amount(memory)}" if memory is not None else "",
-        f"{metric_name(results)} before and after, gain in points",
     ]
     return ", ".join(fact for fact in facts if fact)
 

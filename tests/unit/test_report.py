@@ -429,9 +429,10 @@ def test_durations_read_well(value: float, text: str) -> None:
 
 def test_the_summary_has_a_line_a_model() -> None:
     lines = summary_lines(results())
-    assert lines[0] == "fedcollm, 2 rounds, seed 7, 24 s, accuracy before and after, gain in points"
+    assert lines[0] == "fedcollm, 2 rounds, seed 7, 24 s"
+    assert lines[1].split() == ["accuracy", "task", "before", "after", "gain", "standard", "error"]
     assert lines[2].split() == ["LLM", "(server)", "tomi", "30.0%", "40.0%", "+10.0"]
-    assert lines[3].startswith("SLMs (clients)  tomi   20.0%  55.0%  +35.0  standard error 5.0, 2 clients")
+    assert lines[3].startswith("SLMs (clients)  tomi   20.0%  55.0%  +35.0  5.0 over 2 clients")
     assert lines[4] == "up 2.0 kB, down 4.0 kB; replies: 2.0 kB as sums, 0 in the clear"
     assert "\x1b" not in "".join(summary_lines(results(strategy="\x1b[31m[bold]x")))
 
