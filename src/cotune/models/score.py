@@ -171,8 +171,7 @@ def _score(
     sums, counts, misses = np.zeros(total), np.zeros(total, np.int64), np.zeros(total, np.int64)
     asked = [i for i, tree in enumerate(trees) if tree.targets]
     done = total - sum(len(groups[i]) for i in asked)
-    for batch in batches([len(trees[i].ids) for i in asked], tokens):
-        chosen = [asked[i] for i in batch]
+    for chosen in _alike(trees, asked, tokens):
         owner = np.array([starts[i] + owner for i in chosen for owner in trees[i].owners])
         values, is_first = _score_batch(lm, [trees[i] for i in chosen])
         np.add.at(sums, owner, values)
@@ -182,6 +181,14 @@ def _score(
         if progress:
             progress(done, total)
     return Scores(sums, counts, misses == 0)
+
+
+def _alike(trees: Sequence[_Tree], asked: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Batches of indices into `trees`; chains, which need no mask of ours, keep to themselves."""
+    for is_chain in (False, True):
+        kind = [i for i in asked if trees[i].is_chain == is_chain]
+        for batch in batches([len(trees[i].ids) for i in kind], tokens):
+            yield [kind[i] for i in batch]
 
 
 def _tree(sequences: Sequence[Encoded]) -> _Tree:
