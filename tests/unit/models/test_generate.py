@@ -1,0 +1,194 @@
+"""Generated texts: order, determinism, stops and lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cotune import evaluate as evaluation
+from cotune.errors import DataError
+from cotune.models.causal_lm import CausalLM
+from cotune.models.generate import Sampling, _end_ids, _seed, generate
+from cotune.models.lora import LoraStack
+from cotune.records import Example
+
+PROMPTS = ["A", "a much longer prompt than the others:", "", "blanks at the end  ", "caf\u00e9"]
+
+
+def tiny(**changes: Any) -> CausalLM:
+    """A random two-layer Llama over bytes."""
+    alphabet = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(alphabet),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        initializer_range=0.3,
+        bos_token_id=0,
+        eos_token_id=1,
+        **changes,
+    )
+    return CausalLM(LlamaForCausalLM(config), tokenizer, "tiny")
+
+
+@pytest.fixture(scope="module")
+def lm() -> CausalLM:
+    return tiny()
+
+
+def greedy_by_hand(lm: CausalLM, prompt: str, num_tokens: int) -> str:
+    ids = lm.encode_pair(prompt.rstrip(), "")[0]
+    start = len(ids)
+    for _ in range(num_tokens):
+        with torch.no_grad():
+            token = int(lm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        if token in _end_ids(lm):
+            break
+        ids = [*ids, token]
+    return str(lm.tokenizer.decode(ids[start:], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("tokens", [1, 80, 10_000])
+def test_greedy_text_is_the_likeliest_token_again_and_again(lm: CausalLM, tokens: int) -> None:
+    found = generate(lm, PROMPTS, tokens=tokens, sampling=Sampling(max_new_tokens=8))
+    assert found == [greedy_by_hand(lm, prompt, 8) for prompt in PROMPTS]
+
+
+def test_a_seed_gives_the_same_texts_and_another_seed_others(lm: CausalLM) -> None:
+    how = Sampling(max_new_tokens=12, temperature=1.0, seed=5)
+    torch.manual_seed(1)
+    first = generate(lm, PROMPTS, tokens=1000, sampling=how)
+    torch.manual_seed(2)
+    assert generate(lm, PROMPTS, tokens=1, sampling=how) == first
+    assert generate(lm, PROMPTS, tokens=1000, sampling=Sampling(12, 1.0, seed=6)) != first
+
+
+def test_equal_prompts_are_sampled_independently(lm: CausalLM) -> None:
+    found = generate(lm, ["again"] * 4, tokens=1000, sampling=Sampling(12, 1.5))
+    assert len(set(found)) > 1
+
+
+def test_samples_follow_the_distribution(lm: CausalLM) -> None:
+    num_draws = 400
+    ids = lm.encode_pair("A", "")[0]
+    with torch.no_grad():
+        logits = lm.model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+    probability = torch.softmax(logits / 0.5, dim=-1)
+    best = int(probability.argmax())
+    draws = []
+    for seed in range(num_draws):
+        stream = torch.Generator().manual_seed(_seed(seed, 0))
+        waits = torch.empty(len(logits)).exponential_(generator=stream)
+        draws.append(int((logits / 0.5 - waits.log()).argmax()) == best)
+    expected = float(probability[best])
+    error = (expected * (1 - expected) / num_draws) ** 0.5
+    assert abs(np.mean(draws) - expected) < 4 * error
+    first = generate(lm, ["A"], tokens=100, sampling=Sampling(1, 0.5, seed=3))[0]
+    assert (first == greedy_by_hand(lm, "A", 1)) == draws[3]
+
+
+def test_a_tiny_top_p_is_greedy(lm: CausalLM) -> None:
+    how = Sampling(max_new_tokens=8, temperature=1.0, top_p=1e-6)
+    assert generate(lm, PROMPTS, tokens=1000, sampling=how) == [greedy_by_hand(lm, p, 8) for p in PROMPTS]
+
+
+def test_a_text_ends_before_a_stop_string(lm: CausalLM) -> None:
+    whole = greedy_by_hand(lm, "A", 12)
+    stop = whole[3:5]
+    found = generate(lm, ["A", "B"], tokens=1000, sampling=Sampling(12, stop=(stop, "never said")))
+    assert found[0] == whole.split(stop)[0]
+
+
+def test_settings_that_came_with_the_model_do_not_interfere() -> None:
+    lm = tiny()
+    expected = generate(lm, PROMPTS, tokens=1000, sampling=Sampling(8))
+    own = lm.model.generation_config
+    own.do_sample, own.temperature, own.repetition_penalty, own.num_beams = True, 3.0, 5.0, 2
+    assert generate(lm, PROMPTS, tokens=1000, sampling=Sampling(8)) == expected
+
+
+def test_every_end_token_of_the_model_ends_a_text() -> None:
+    lm = tiny()
+    ids = lm.encode_pair("A", "")[0]
+    with torch.no_grad():
+        first = int(lm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+    lm.model.generation_config.eos_token_id = [1, first]
+    assert generate(lm, ["A"], tokens=100, sampling=Sampling(8)) == [""]
+
+
+def test_a_long_prompt_loses_its_start() -> None:
+    lm = tiny(max_position_embeddings=16)
+    how = Sampling(max_new_tokens=4)
+    assert generate(lm, ["x" * 50 + "A short end"], tokens=100, sampling=how) == [
+        greedy_by_hand(lm, "xA short end", 4)
+    ]
+
+
+def test_an_adapter_takes_part() -> None:
+    lm = tiny()
+    plain = generate(lm, PROMPTS, tokens=1000, sampling=Sampling(8))
+    stack = LoraStack(lm, 4, 8.0, "all-linear")
+    adapter = stack.fresh(np.random.default_rng(0))
+    rng = np.random.default_rng(1)
+    arrays = {n: rng.normal(0, 0.5, a.shape).astype(np.float32) for n, a in adapter.arrays.items()}
+    stack.load([adapter.with_arrays(arrays)])
+    tuned = generate(lm, PROMPTS, tokens=1000, sampling=Sampling(8))
+    assert tuned == [greedy_by_hand(lm, prompt, 8) for prompt in PROMPTS]
+    assert tuned != plain
+
+
+def test_nothing_in_nothing_out(lm: CausalLM) -> None:
+    assert generate(lm, [], tokens=10) == []
+
+
+def test_evaluation_by_choice() -> None:
+    examples = [
+        Example(id=name, prompt="?", completion="", choices=("a", "bbbb"), answer_idx=answer)
+        for name, answer in (("x", 0), ("y", 1), ("z", 0))
+    ]
+    sums = [(-1.0, -2.0), (-1.0, -3.0), (-5.0, -4.0)]  # per character: -1 -0.5, -1 -0.75, -5 -1
+    assert evaluation.choice_metrics(examples, sums) == pytest.approx(
+        {"accuracy": 1 / 3, "accuracy_norm": 1 / 3, "n": 3, "stderr": 1 / 3}
+    )
+    said = evaluation.choice_answers(examples, sums)
+    assert [(a.id, a.text, a.score, a.score_norm) for a in said] == [
+        ("x", "a", 1.0, 0.0),
+        ("y", "a", 0.0, 1.0),
+        ("z", "bbbb", 0.0, 0.0),
+    ]
+
+
+def test_evaluation_of_a_model_by_choice_and_by_text(lm: CausalLM) -> None:
+    said = greedy_by_hand(lm, "A", 8)
+    how = Sampling(8)
+    examples = [
+        Example(id="same", prompt="A", completion=said, choices=("x", "y"), answer_idx=0),
+        Example(id="other", prompt="B", completion="never said", choices=("x", "y"), answer_idx=1),
+    ]
+    found = evaluation.evaluate(lm, examples, "exact_match", tokens=100, sampling=how)
+    assert found == {"exact_match": 0.5, "n": 2, "stderr": 0.5}
+    assert evaluation.evaluate(lm, examples, "rouge_l", tokens=100, sampling=how)["n"] == 2
+    assert evaluation.evaluate(lm, examples, "choice", tokens=100).keys() == {
+        "accuracy",
+        "accuracy_norm",
+        "n",
+        "stderr",
+    }
+    assert evaluation.evaluate(lm, [], "choice", tokens=100)["accuracy"] is None
+
+
+def test_an_answer_that_is_not_known_is_refused(lm: CausalLM) -> None:
+    example = Example(id="q7", prompt="A", completion="", choices=("x", "y"))
+    with pytest.raises(DataError, match="'q7': has no answer_idx"):
+        evaluation.evaluate(lm, [example], "choice", tokens=100)
