@@ -119,14 +119,19 @@ class CausalLM:
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of a context and of what follows it, encoded together and split at the context's length.
 
-        Trailing spaces of the context move to the continuation; an empty context becomes the start token.
+        Trailing spaces of the context move to the continuation; an empty context becomes the start token. A
+        text that already begins with the start token, as chat templates write it, gets no second one.
         """
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
         if not stripped:
-            return [self.start_id], self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
-        whole: list[int] = self.tokenizer(stripped + continuation)["input_ids"]
-        head: list[int] = self.tokenizer(stripped)["input_ids"]
+            ids: list[int] = self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
+            ids = ids if ids[:1] == [self.start_id] else [self.start_id, *ids]
+            return ids[:1], ids[1:]
+        start = self.tokenizer.bos_token or self.tokenizer.eos_token
+        special = not (start and stripped.startswith(start))
+        whole: list[int] = self.tokenizer(stripped + continuation, add_special_tokens=special)["input_ids"]
+        head: list[int] = self.tokenizer(stripped, add_special_tokens=special)["input_ids"]
         return whole[: len(head)], whole[len(head) :]
 
     def batch(self, rows: Sequence[Encoded], length: int | None = None) -> Batch:
