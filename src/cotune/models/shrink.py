@@ -1,0 +1,288 @@
+"""A depth-pruned student out of a teacher: measure on a few public texts which layers it misses least.
+
+Papers: ShortGPT, Men et al. 2024, https://arxiv.org/abs/2403.03853 (block influence); Gromov et al. 2024,
+https://arxiv.org/abs/2403.17887 (angular distance of a block). Both look at hidden states only. `greedy`
+goes by what counts, the student's own loss on the texts, removing one layer at a time; every trial starts
+from the remembered input of the layer that is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cotune.errors import ModelError
+from cotune.models.causal_lm import CausalLM, load
+from cotune.models.layers import LayerStack, shrunk_config
+from cotune.models.zoo import fingerprint
+
+Method = Literal["greedy", "block", "angular", "influence"]
+MAX_TOKENS = 512
+"""Tokens, over all texts, that layers are measured on."""
+ROW_TOKENS = 64
+"""Length of the rows they are cut into."""
+CANDIDATES = 8
+"""Layers tried in each step of `greedy`."""
+_CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which layers go and why; what `shrink` writes into the student's `cotune.json`.
+
+    `influence` has one value a layer. `loss_before` and `loss_after` are the cross-entropy, in nats a
+    token, of the whole model and of the student on the texts.
+    """
+
+    removed: tuple[int, ...]
+    method: Method
+    influence: tuple[float, ...]
+    loss_before: float
+    loss_after: float
+    num_tokens: int
+
+
+def block_influence(lm: CausalLM, texts: Sequence[str]) -> list[float]:
+    """ShortGPT's block influence of every layer: 1 - mean over tokens of cos(input, output).
+
+    Raises:
+        ModelError: no text, or too little of it.
+    """
+    states = _states(lm, pack(lm, texts), range(_depth(lm)))
+    return [1.0 - _cosine(a, b) for a, b in pairwise(states)]
+
+
+def block_distances(lm: CausalLM, texts: Sequence[str], length: int) -> list[float]:
+    """Gromov's angular distance, arccos(cos) / pi, between the inputs of layers l and l + `length`.
+
+    One value for each l, the mean over all tokens: the paper's last token of each text alone is noise when
+    texts are few.
+
+    Raises:
+        ModelError: `length` is not between 1 and the number of layers; too little text.
+    """
+    if not 1 <= length <= _depth(lm):
+        raise ModelError(f"length={length}: expected 1 to {_depth(lm)}, the layers of the model")
+    states = _states(lm, pack(lm, texts), range(_depth(lm)))
+    return [_angle(a, b) for a, b in zip(states[:-length], states[length:], strict=True)]
+
+
+def choose_layers(lm: CausalLM, texts: Sequence[str], *, remove: int, method: Method = "greedy") -> Choice:
+    """Measure on a few public texts which `remove` layers the model misses least.
+
+    Args:
+        lm: the teacher; it is the same afterwards.
+        texts: public texts of the kind the student will meet; their first `MAX_TOKENS` tokens are used.
+        remove: how many layers go; at least one stays.
+        method: `greedy` removes one layer at a time, each time the one without which the loss on the texts
+            is least, among the `CANDIDATES` of least influence; `block` the contiguous block without which
+            the loss is least; `angular` the block of least angular distance (Gromov et al.); `influence`
+            the layers of least block influence (ShortGPT).
+
+    Raises:
+        ModelError: `remove` leaves no layer or takes none; too little text.
+    """
+    depth = _depth(lm)
+    if not 1 <= remove < depth:
+        raise ModelError(f"remove={remove}: expected 1 to {depth - 1}, because the model has {depth} layers")
+    rows = pack(lm, texts)
+    influence = tuple(1.0 - _cosine(a, b) for a, b in pairwise(_states(lm, rows, range(depth))))
+    pick = {"greedy": _greedy, "block": _block, "angular": _angular, "influence": _least_influence}[method]
+    removed = tuple(sorted(pick(lm, rows, remove)))
+    kept = [layer for layer in range(depth) if layer not in removed]
+    before, after = _loss(lm, rows, range(depth)), _loss(lm, rows, kept)
+    return Choice(removed, method, influence, before, after, rows.numel())
+
+
+def _greedy(lm: CausalLM, rows: Tensor, remove: int) -> list[int]:
+    kept = list(range(_depth(lm)))
+    for _ in range(remove):
+        states = _states(lm, rows, kept)
+        influence = [1.0 - _cosine(a, b) for a, b in pairwise(states)]
+        places = sorted(range(len(kept)), key=influence.__getitem__)[:CANDIDATES]
+        losses = {place: _loss_without(lm, rows, kept, states, range(place, place + 1)) for place in places}
+        del kept[min(losses, key=losses.__getitem__)]
+    return [layer for layer in range(_depth(lm)) if layer not in kept]
+
+
+def _block(lm: CausalLM, rows: Tensor, remove: int) -> list[int]:
+    depth = _depth(lm)
+    states = _states(lm, rows, range(depth))
+    blocks = [range(first, first + remove) for first in range(depth - remove + 1)]
+    losses = [_loss_without(lm, rows, range(depth), states, block) for block in blocks]
+    return _run_from(losses, remove)
+
+
+def _angular(lm: CausalLM, rows: Tensor, remove: int) -> list[int]:
+    states = _states(lm, rows, range(_depth(lm)))
+    return _run_from([_angle(a, b) for a, b in zip(states[:-remove], states[remove:], strict=True)], remove)
+
+
+def _least_influence(lm: CausalLM, rows: Tensor, remove: int) -> list[int]:
+    influence = [1.0 - _cosine(a, b) for a, b in pairwise(_states(lm, rows, range(_depth(lm))))]
+    return sorted(range(len(influence)), key=influence.__getitem__)[:remove]
+
+
+def _loss_without(
+    lm: CausalLM, rows: Tensor, kept: Sequence[int], states: Sequence[Tensor], places: range
+) -> float:
+    """Loss without the layers at `places` of `kept`: what runs before them is remembered in `states`."""
+    rest = kept[places.stop :]
+    return _loss(lm, rows, rest, states[places.start]) if rest else _loss(lm, rows, kept[: places.start])
+
+
+def _run_from(costs: Sequence[float], length: int) -> list[int]:
+    """The cheapest block, given the cost of a block of `length` layers from each first layer on."""
+    first = min(range(len(costs)), key=costs.__getitem__)
+    return list(range(first, first + length))
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Mean cosine of hidden states [rows, length, width]."""
+    return float(F.cosine_similarity(a[:, 1:].float(), b[:, 1:].float(), dim=-1).mean())
+
+
+def _angle(a: Tensor, b: Tensor) -> float:
+    cosine = F.cosine_similarity(a[:, 1:].float(), b[:, 1:].float(), dim=-1)
+    return float(torch.arccos(cosine.clamp(-1, 1)).mean()) / math.pi
+
+
+def pack(lm: CausalLM, texts: Sequence[str], max_tokens: int = MAX_TOKENS) -> Tensor:
+    """Ids [rows, ROW_TOKENS] without padding: the texts one after the other, each closed with EOS.
+
+    Raises:
+        ModelError: fewer than two tokens.
+    """
+    end = lm.tokenizer.eos_token_id
+    close = [] if end is None else [int(end)]
+    stream = [i for text in texts for i in [*lm.tokenizer(text)["input_ids"], *close]][:max_tokens]
+    length = min(ROW_TOKENS, len(stream))
+    if length < 2:
+        raise ModelError(
+            f"{len(texts)} texts are too few to shrink a model with; give 16 to 32 public examples"
+        )
+    whole = stream[: len(stream) // length * length]
+    return torch.tensor(whole, device=lm.device).reshape(-1, length)
+
+
+@torch.no_grad()
+def _states(lm: CausalLM, rows: Tensor, kept: Sequence[int]) -> list[Tensor]:
+    """Input of every kept layer, and the output of the last; each [rows, length, width]."""
+    seen: list[Tensor] = []
+    stack = LayerStack(lm.model)
+    hooks = [stack.on_input(kept[0], lambda state: seen.append(state))]
+    hooks += [stack.on_output(layer, seen.append) for layer in kept]
+    try:
+        with stack.only(kept):
+            lm.hidden(rows)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+@torch.no_grad()
+def _loss(lm: CausalLM, rows: Tensor, kept: Sequence[int], start: Tensor | None = None) -> float:
+    """Cross-entropy, nats a token, with only the `kept` layers, the first of which is given `start`."""
+    stack = LayerStack(lm.model)
+    hook = stack.on_input(kept[0], lambda _state: start)
+    try:
+        with stack.only(kept):
+            hidden = lm.hidden(rows)[:, :-1].flatten(0, 1)
+    finally:
+        hook.remove()
+    target = rows[:, 1:].flatten()
+    total = 0.0
+    for first in range(0, len(target), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        total += float(F.cross_entropy(lm.project(hidden[part]), target[part], reduction="sum"))
+    return total / len(target)
+
+
+def shrink(
+    teacher: Path,
+    out: Path,
+    *,
+    layers: int,
+    texts: Sequence[str],
+    method: Method = "greedy",
+    device: str = "auto",
+) -> Path:
+    """Write a student that has `layers` of the teacher's layers: an ordinary transformers folder.
+
+    The layers that go are chosen by `choose_layers`. Weights keep the teacher's type, tied weights stay tied,
+    the tokenizer is the teacher's. `out/cotune.json` holds the choice and its measurements.
+
+    Args:
+        teacher: a transformers folder with safetensors weights.
+        out: a folder that does not exist yet; it appears whole or not at all.
+        layers: how many layers the student has, 1 to one less than the teacher.
+        texts: 16 to 32 public texts of the kind the student will meet.
+        method: see `choose_layers`.
+        device: see `causal_lm.load`.
+
+    Returns:
+        `out`.
+
+    Raises:
+        ModelError: the number of layers is impossible, `out` exists, or the teacher cannot be read.
+    """
+    if out.exists():
+        raise ModelError(f"{out} exists already; name another folder for the student, or delete this one")
+    lm = load(teacher, fingerprint(teacher), device=device)
+    depth = _depth(lm)
+    if not 1 <= layers < depth:
+        raise ModelError(f"layers={layers}: expected 1 to {depth - 1}, because {teacher} has {depth} layers")
+    choice = choose_layers(lm, texts, remove=depth - layers, method=method)
+    kept = [layer for layer in range(depth) if layer not in choice.removed]
+    note = {"teacher": lm.fingerprint, **asdict(choice)}
+    with appears_whole(out) as folder:
+        _cut(teacher, kept).save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+        (folder / "cotune.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+    return out
+
+
+def _cut(teacher: Path, kept: Sequence[int]) -> Any:
+    """A model of the `kept` layers, with the teacher's own numbers and their type."""
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(teacher, dtype="auto", local_files_only=True)
+    stack = LayerStack(whole)
+    with torch.device("meta"):
+        student = AutoModelForCausalLM.from_config(shrunk_config(whole.config, kept))
+    student.load_state_dict(stack.renamed(whole.state_dict(), kept), strict=True, assign=True)
+    student.tie_weights()
+    student.generation_config = whole.generation_config
+    return student
+
+
+@contextmanager
+def appears_whole(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name when the block ends well, and vanishes when it does not."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".shrink-", dir=out.parent) as temporary:
+            folder = Path(temporary) / "model"
+            folder.mkdir()
+            yield folder
+            folder.replace(out)
+    except OSError as error:
+        raise ModelError(
+            f"{out}: cannot be written ({error}); free some space or name another folder"
+        ) from None
+
+
+def _depth(lm: CausalLM) -> int:
+    return LayerStack(lm.model).depth
