@@ -122,17 +122,30 @@ class CausalLM:
         Trailing spaces of the context move to the continuation; an empty context becomes the start token. A
         text that already begins with the start token, as chat templates write it, gets no second one.
         """
-        stripped = context.rstrip()
-        continuation = context[len(stripped) :] + continuation
-        if not stripped:
-            ids: list[int] = self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
-            ids = ids if ids[:1] == [self.start_id] else [self.start_id, *ids]
-            return ids[:1], ids[1:]
+        return self.encode_pairs([(context, continuation)])[0]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """`encode_pair` of many pairs in one call of the tokenizer, a context that repeats only once."""
         start = self.tokenizer.bos_token or self.tokenizer.eos_token
-        special = not (start and stripped.startswith(start))
-        whole: list[int] = self.tokenizer(stripped + continuation, add_special_tokens=special)["input_ids"]
-        head: list[int] = self.tokenizer(stripped, add_special_tokens=special)["input_ids"]
-        return whole[: len(head)], whole[len(head) :]
+        texts: dict[tuple[str, bool], Any] = {}
+        asked = []
+        for context, continuation in pairs:
+            head = context.rstrip()
+            special = bool(head) and not (start and head.startswith(start))
+            asked.append(((head, special), (context + continuation, special)))
+            texts |= dict.fromkeys(asked[-1])
+        for special in (False, True):
+            keys = [key for key in texts if key[1] == special]
+            if keys:
+                found = self.tokenizer([text for text, _ in keys], add_special_tokens=special)["input_ids"]
+                texts |= zip(keys, found, strict=True)
+        return [self._split(texts[head], texts[whole]) for head, whole in asked]
+
+    def _split(self, head: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
+        if not head and whole[:1] != [self.start_id]:
+            return [self.start_id], whole
+        num_context = len(head) or 1
+        return whole[:num_context], whole[num_context:]
 
     def batch(self, rows: Sequence[Encoded], length: int | None = None) -> Batch:
         """Right-padded tensors of some rows on the model's device."""

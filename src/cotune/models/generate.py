@@ -50,7 +50,7 @@ def generate(lm: CausalLM, prompts: Sequence[str], *, tokens: int, sampling: Sam
         Texts in the order of `prompts`, without the prompt, special tokens and the stop string.
     """
     room = max(1, context_length(lm) - sampling.max_new_tokens)
-    rows = [lm.encode_pair(prompt.rstrip(), "")[0][-room:] for prompt in prompts]
+    rows = [head[-room:] for head, _ in lm.encode_pairs([(prompt.rstrip(), "") for prompt in prompts])]
     texts = [""] * len(rows)
     for batch in batches([len(row) + sampling.max_new_tokens for row in rows], tokens):
         for index, text in zip(batch, _continue(lm, rows, batch, sampling), strict=True):

@@ -21,13 +21,11 @@ from torch import Tensor
 
 from cotune.errors import DataError
 from cotune.models.causal_lm import CausalLM, Encoded
+from cotune.models.head import LOGITS_PER_CHUNK
 from cotune.records import DELIMITER, Example
 
 Progress = Callable[[int, int], None]
 """Told how many sequences are done, and of how many."""
-
-_POSITIONS_PER_CHUNK = 256
-"""Positions that are projected to the vocabulary at once."""
 
 _NO_LIMIT = 1 << 30
 
@@ -85,8 +83,7 @@ def score_pairs(
         Scores in the order of `pairs`, whatever the batches were. A pair that is longer than the model's
         context loses the start of its context, then the end of its target; `counts` says what was scored.
     """
-    groups = [[_encode(lm, context, target)] for context, target in pairs]
-    return _score(lm, groups, tokens, progress)
+    return _score(lm, [[row] for row in _encode(lm, pairs)], tokens, progress)
 
 
 def score_choices(
@@ -110,8 +107,7 @@ def score_choices(
         DataError: an example without choices, or with one that is empty; names the example.
     """
     groups: list[list[Encoded]] = []
-    for example in examples:
-        choices = _encode_choices(lm, example)
+    for choices in _encode_choices(lm, examples):
         groups += [choices] if _can_share(lm, choices, tokens) else [[choice] for choice in choices]
     sums = iter(_score(lm, groups, tokens, progress).sums.tolist())
     return [tuple(next(sums) for _ in example.choices) for example in examples]
@@ -138,9 +134,12 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _encode(lm: CausalLM, context: str, target: str) -> Encoded:
-    head, tail = lm.encode_pair(context, target)
+def _encode(lm: CausalLM, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
     limit = context_length(lm) + 1
+    return [_cut(head, tail, limit) for head, tail in lm.encode_pairs(pairs)]
+
+
+def _cut(head: list[int], tail: list[int], limit: int) -> Encoded:
     kept = tail[: limit - 1]
     room = limit - len(kept)
     was_cut = len(kept) < len(tail) or len(head) > room
@@ -148,17 +147,24 @@ def _encode(lm: CausalLM, context: str, target: str) -> Encoded:
     return Encoded((*head, *kept), len(head), was_cut)
 
 
-def _encode_choices(lm: CausalLM, example: Example) -> list[Encoded]:
-    if not example.choices:
+def _encode_choices(lm: CausalLM, examples: Sequence[Example]) -> list[list[Encoded]]:
+    pairs = [(example.prompt, DELIMITER + choice) for example in examples for choice in example.choices]
+    rows = iter(_encode(lm, pairs))
+    found = [[next(rows) for _ in example.choices] for example in examples]
+    for example, choices in zip(examples, found, strict=True):
+        _check(example, choices)
+    return found
+
+
+def _check(example: Example, rows: Sequence[Encoded]) -> None:
+    if not rows:
         raise DataError(f"example {example.id!r}: has no choices; score its completion with another metric.")
-    rows = [_encode(lm, example.prompt, DELIMITER + choice) for choice in example.choices]
     for number, (choice, row) in enumerate(zip(example.choices, rows, strict=True)):
         if not choice or not row.num_targets:
             raise DataError(
                 f"example {example.id!r}: choice {number} is {choice!r}, which leaves no token to score. "
                 "Give it a text or take it out."
             )
-    return rows
 
 
 def _score(
@@ -227,8 +233,9 @@ def _score_batch(
     which = which.to(lm.device)
     values = torch.empty(len(targets), device=lm.device)
     is_first = torch.empty(len(targets), dtype=torch.bool, device=lm.device)
-    for start in range(0, len(picked), _POSITIONS_PER_CHUNK):
-        logits = lm.project(picked[start : start + _POSITIONS_PER_CHUNK])
+    size = max(1, LOGITS_PER_CHUNK // lm.vocab_size)
+    for start in range(0, len(picked), size):
+        logits = lm.project(picked[start : start + size])
         stop = start + len(logits)
         mine = order[ends[start - 1] if start else 0 : ends[stop - 1]].to(lm.device)
         own = logits[which[mine] - start, targets[mine]]

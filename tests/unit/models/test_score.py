@@ -191,6 +191,13 @@ def test_choices_score_like_pairs(any_lm: CausalLM, tokens: int) -> None:
         np.testing.assert_allclose(sums, expected, atol=1e-4)
 
 
+def test_pairs_are_encoded_alike_alone_and_together(lm: CausalLM) -> None:
+    pairs = [*PAIRS, PAIRS[0], ("<s>begun", " already"), ("", "<s>begun"), (" ", " ")]
+    assert lm.encode_pairs(pairs) == [lm.encode_pair(*pair) for pair in pairs]
+    assert lm.encode_pair("", "<s>begun")[0] == lm.encode_pair("", "x")[0] == [lm.start_id]
+    assert lm.encode_pairs([]) == []
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     prompts=st.lists(st.text(st.characters(codec="utf-8"), max_size=30), min_size=1, max_size=3),
