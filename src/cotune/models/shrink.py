@@ -1,9 +1,10 @@
 """A depth-pruned student out of a teacher: measure on a few public texts which layers it misses least.
 
-Papers: ShortGPT, Men et al. 2024, https://arxiv.org/abs/2403.03853 (block influence); Gromov et al. 2024,
-https://arxiv.org/abs/2403.17887 (angular distance of a block). Both look at hidden states only. `greedy`
-goes by what counts, the student's own loss on the texts, removing one layer at a time; every trial starts
-from the remembered input of the layer that is left out.
+Papers: ShortGPT, Men et al. 2024, https://arxiv.org/abs/2403.03853 (block influence, the default); Gromov et
+al. 2024, https://arxiv.org/abs/2403.17887 (angular distance of a block). Both look at hidden states only, in
+one forward pass. `greedy` and `block` go by the student's own loss on the texts; every trial starts from the
+remembered input of the layer that is left out. With smollm2-135m, greedy was no better than influence on
+held-out texts and took twenty times as long; blocks were worse.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from cotune.models.causal_lm import CausalLM, load
 from cotune.models.layers import LayerStack, shrunk_config
 from cotune.models.zoo import fingerprint
 
-Method = Literal["greedy", "block", "angular", "influence"]
+Method = Literal["influence", "angular", "block", "greedy"]
 MAX_TOKENS = 512
 """Tokens, over all texts, that layers are measured on."""
 ROW_TOKENS = 64
 """Length of the rows they are cut into."""
-CANDIDATES = 8
+CANDIDATES = 4
 """Layers tried in each step of `greedy`."""
 _CHUNK = 512
 
@@ -78,17 +79,17 @@ def block_distances(lm: CausalLM, texts: Sequence[str], length: int) -> list[flo
     return [_angle(a, b) for a, b in zip(states[:-length], states[length:], strict=True)]
 
 
-def choose_layers(lm: CausalLM, texts: Sequence[str], *, remove: int, method: Method = "greedy") -> Choice:
+def choose_layers(lm: CausalLM, texts: Sequence[str], *, remove: int, method: Method = "influence") -> Choice:
     """Measure on a few public texts which `remove` layers the model misses least.
 
     Args:
         lm: the teacher; it is the same afterwards.
         texts: public texts of the kind the student will meet; their first `MAX_TOKENS` tokens are used.
         remove: how many layers go; at least one stays.
-        method: `greedy` removes one layer at a time, each time the one without which the loss on the texts
-            is least, among the `CANDIDATES` of least influence; `block` the contiguous block without which
-            the loss is least; `angular` the block of least angular distance (Gromov et al.); `influence`
-            the layers of least block influence (ShortGPT).
+        method: `influence` takes the layers of least block influence (ShortGPT); `angular` the block of
+            least angular distance (Gromov et al.); `block` the contiguous block without which the loss on
+            the texts is least; `greedy` removes one layer at a time, each time the one without which that
+            loss is least, among the `CANDIDATES` of least influence.
 
     Raises:
         ModelError: `remove` leaves no layer or takes none; too little text.
@@ -216,7 +217,7 @@ def shrink(
     *,
     layers: int,
     texts: Sequence[str],
-    method: Method = "greedy",
+    method: Method = "influence",
     device: str = "auto",
 ) -> Path:
     """Write a student that has `layers` of the teacher's layers: an ordinary transformers folder.
