@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cotune.errors import ModelError
 from cotune.models.causal_lm import CausalLM, check_vocabularies, load
+from cotune.models.gguf import silence
 from cotune.models.head import chunked
 from cotune.models.layers import LayerStack
 from cotune.models.shrink import appears_whole, pack
@@ -37,6 +38,7 @@ class Healing:
     lr: float = 2e-4
     seed: int = 0
     max_tokens: int = 65_536
+    device: str = "auto"
 
 
 def heal(
@@ -55,7 +57,7 @@ def heal(
         teacher: the folder it was cut from, or another model with the same vocabulary.
         out: a folder that does not exist yet; it appears whole or not at all.
         texts: public texts; up to `healing.max_tokens` of their tokens are used, cut into rows.
-        healing: steps, rows a step, rate, seed.
+        healing: steps, rows a step, rate, seed, device.
         progress: told after every step.
 
     Raises:
@@ -65,15 +67,17 @@ def heal(
         raise ModelError(
             f"{out} exists already; name another folder for the healed student, or delete this one"
         )
-    small = load(student, fingerprint(student), dtype="float32")
-    large = load(teacher, fingerprint(teacher))
+    with silence():
+        small = load(student, fingerprint(student), device=healing.device, dtype="float32")
+        large = load(teacher, fingerprint(teacher), device=healing.device)
     check_vocabularies(large, small)
     rows = pack(small, texts, healing.max_tokens)
     losses = _train(small, large, rows, healing, progress or (lambda *_: None))
     note_file = student / "cotune.json"
     note = json.loads(note_file.read_text(encoding="utf-8")) if note_file.is_file() else {}
-    note["healing"] = {**asdict(healing), "tokens": rows.numel(), "losses": losses}
-    with appears_whole(out) as folder:
+    settings = {key: value for key, value in asdict(healing).items() if key != "device"}
+    note["healing"] = {**settings, "tokens": rows.numel(), "losses": losses}
+    with appears_whole(out) as folder, silence():
         small.model.save_pretrained(folder)
         small.tokenizer.save_pretrained(folder)
         (folder / "cotune.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from cotune.errors import ModelError
 from cotune.models.causal_lm import CausalLM, load
+from cotune.models.gguf import silence
 from cotune.models.layers import LayerStack, shrunk_config
 from cotune.models.zoo import fingerprint
 
 Method = Literal["influence", "angular", "block", "greedy"]
-MAX_TOKENS = 512
+MAX_TOKENS = 1024
 """Tokens, over all texts, that layers are measured on."""
 ROW_TOKENS = 64
 """Length of the rows they are cut into."""
@@ -241,14 +242,15 @@ def shrink(
     """
     if out.exists():
         raise ModelError(f"{out} exists already; name another folder for the student, or delete this one")
-    lm = load(teacher, fingerprint(teacher), device=device)
+    with silence():
+        lm = load(teacher, fingerprint(teacher), device=device)
     depth = _depth(lm)
     if not 1 <= layers < depth:
         raise ModelError(f"layers={layers}: expected 1 to {depth - 1}, because {teacher} has {depth} layers")
     choice = choose_layers(lm, texts, remove=depth - layers, method=method)
     kept = [layer for layer in range(depth) if layer not in choice.removed]
     note = {"teacher": lm.fingerprint, **asdict(choice)}
-    with appears_whole(out) as folder:
+    with appears_whole(out) as folder, silence():
         _cut(teacher, kept).save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
         (folder / "cotune.json").write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")

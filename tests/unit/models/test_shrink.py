@@ -239,3 +239,10 @@ def test_model_without_a_list_of_layers_is_refused():
     model.config.num_hidden_layers = 7
     with pytest.raises(ModelError, match="no list of 7 decoder layers"):
         LayerStack(model)
+
+
+def test_shrinking_prints_nothing(tmp_path, capsys):
+    teacher = save(build("llama"), tmp_path / "teacher")
+    capsys.readouterr()
+    shrink(teacher, tmp_path / "student", layers=2, texts=TEXTS)
+    assert capsys.readouterr() == ("", "")
