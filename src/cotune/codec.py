@@ -44,10 +44,10 @@ def encode(message: Message) -> bytes:
     if size > MAX_BYTES:
         largest = max(message.arrays, key=lambda name: message.arrays[name].nbytes)
         raise WireError(
-            f"message {message.action!r} has {size:,} bytes, limit {MAX_BYTES:,}; its largest array is {largest!r}. "
+            f"message {message.action!r} has {size:,} bytes, limit {MAX_BYTES:,}; largest: {largest!r}. "
             "Lower lora.rank or adapt fewer layers."
         )
-    return _LENGTH.pack(len(text)) + text + body
+    return b"".join((_LENGTH.pack(len(text)), text, body))
 
 
 def decode(data: bytes) -> Message:

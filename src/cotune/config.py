@@ -1,4 +1,4 @@
-"""One YAML file becomes frozen, typed values; everything above `runtime` is the experiment and is fingerprinted.
+"""One YAML file becomes frozen, typed values; all above `runtime` is the experiment and is fingerprinted.
 
 All mistakes are reported at once, each with its path, what came, what was expected and, for a misspelt key,
 the likely right one. After `build.py` no object holds the configuration.
@@ -136,7 +136,8 @@ class EvaluateConfig(Settings):
     """What is measured on held-out examples."""
 
     every: int = Field(1, ge=0, description="rounds between evaluations; 0: only before and after")
-    examples: int = Field(4, ge=0, description="questions shown in the report, per task")
+    clients: int = Field(100, gt=0, description="clients that are measured; more are drawn from, once")
+    shown: int = Field(2, ge=0, description="held-out questions shown in the report, per task")
 
 
 class RuntimeConfig(Settings):

@@ -21,7 +21,7 @@ from cotune.config import (
 )
 from cotune.errors import DataError
 from cotune.partition import IntArray
-from cotune.records import Example, derived_rng
+from cotune.records import Example, Metric, derived_rng
 from cotune.splits import Source, Split, split
 from cotune.table import Entry, load_task, read_entries, refuse_repeated_ids
 
@@ -44,7 +44,7 @@ class Dataset:
 
     public: tuple[Example, ...] = field(repr=False)
     test: ByTask = field(repr=False)
-    metrics: Mapping[str, str]
+    metrics: Mapping[str, Metric]
     dropped: Mapping[str, int]
     pool: tuple[Example, ...] = field(repr=False)
     parts: Mapping[str, IntArray] = field(repr=False)

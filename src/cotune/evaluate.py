@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -14,9 +13,8 @@ from cotune.errors import DataError
 from cotune.models.causal_lm import CausalLM
 from cotune.models.generate import Sampling, generate
 from cotune.models.score import score_choices
-from cotune.records import Example
+from cotune.records import Example, Metric
 
-Metric = Literal["choice", "rouge_l", "exact_match"]
 Summary = dict[str, float | int | None]
 
 _WRITTEN: dict[str, Callable[[str, str], float]] = {

@@ -66,6 +66,12 @@ class Gathered:
     sums: Mapping[str, float]
     num_replies: int
 
+    @property
+    def losses(self) -> dict[str, float]:
+        """The clients' mean loss, if anybody sent one."""
+        clients = self.sums.get("clients", 0.0)
+        return {"slm": self.sums["loss"] / clients} if clients else {}
+
 
 class Verbs(Protocol):
     """How a strategy's server half reaches clients. There is no third way."""
@@ -83,8 +89,9 @@ class Verbs(Protocol):
 class Strategy(Protocol):
     """A co-tuning method: its server half and its client half."""
 
-    trains_slm: bool
-    trains_llm: bool
+    trains: frozenset[str]
+    """Which of `slm` and `llm` change; the other one is neither loaded nor measured. Its module has the same
+    value as `TRAINS`, known before anything is loaded."""
 
     def init(self, seed: int) -> State:
         """The state before round 1."""
@@ -117,9 +124,7 @@ class Transport(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What `build.py` hands to a strategy."""
+    """What `build.py` hands to a strategy: the models it trains, by role, and the public set."""
 
-    slm: Learner | None
-    llm: Learner | None
+    learners: Mapping[str, Learner]
     public: Sequence[Example]
-    num_rounds: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Facts = Mapping[str, Any]
 """JSON values: str, int, float, bool, None, lists and string-keyed dicts of them."""
+
+Metric = Literal["choice", "rouge_l", "exact_match"]
+"""How a task is scored: by the likeliest choice, or by comparing written text."""
 
 DELIMITER = " "
 """Stands between a prompt and a choice, as `target_delimiter` does in lm-evaluation-harness."""
@@ -104,6 +107,11 @@ class Round:
     seed: int
     cohort: tuple[str, ...]
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """Where this round starts and ends, as shares of the run."""
+        return (self.index - 1) / self.num_rounds, self.index / self.num_rounds
+
     def rng(self, *purpose: str) -> np.random.Generator:
         """A generator that depends on the run's seed, this round and the given words, and on nothing else."""
         return derived_rng(self.seed, str(self.index), *purpose)
@@ -176,3 +184,14 @@ def adapter_of(message: Message) -> Adapter | None:
     if not header:
         return None
     return Adapter(message.arrays, str(header["base"]), int(header["rank"]), float(header["alpha"]))
+
+
+def adapter_digest(adapter: Adapter | None) -> str:
+    """SHA-256 of an adapter's values by name, in hex; empty for none."""
+    if adapter is None:
+        return ""
+    digest = hashlib.sha256(adapter.base.encode())
+    for name in sorted(adapter.arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(adapter.arrays[name]).tobytes())
+    return digest.hexdigest()

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from cotune import plugins, sources
 from cotune.errors import DataError
-from cotune.records import Example
+from cotune.records import Example, Metric
 from cotune.rows import Row, wrong
 
 METRICS = ("choice", "rouge_l", "exact_match")
@@ -25,7 +25,7 @@ class Task(Protocol):
     SOURCE: str | None
     TEST_SOURCE: str | None
     DOMAIN: str
-    METRIC: str
+    METRIC: Metric
 
     def example(self, row: Row, where: str) -> Example:
         """A row as an example; `where` is its place, for messages."""

@@ -23,7 +23,7 @@ class Mean:
     def fold(self, updates: Iterable[tuple[Mapping[str, Array], float]]) -> dict[str, Array]:
         """Mean of arrays by name, in each array's own type."""
         total: dict[str, Array] = {}
-        kinds: dict[str, np.dtype] = {}  # type: ignore[type-arg]
+        kinds: dict[str, np.dtype] = {}
         weights = 0.0
         for arrays, weight in updates:
             weights += weight

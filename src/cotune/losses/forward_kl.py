@@ -1,6 +1,6 @@
 """KL(teacher || student) per position, times temperature squared.
 
-Paper: Hinton et al. 2015, https://arxiv.org/abs/1503.02531; FedCoLLM equation (5), direction as its code calls it.
+Paper: Hinton et al. 2015, https://arxiv.org/abs/1503.02531; FedCoLLM equation (5), direction as in its code.
 """
 
 from __future__ import annotations

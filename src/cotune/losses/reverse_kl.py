@@ -1,4 +1,4 @@
-"""KL(student || teacher) per position, times temperature squared: the student avoids what the teacher rules out.
+"""KL(student || teacher) per position, times temperature squared: it avoids what the teacher rules out.
 
 Paper: Gu et al. 2024 (MiniLLM), https://arxiv.org/abs/2306.08543.
 """

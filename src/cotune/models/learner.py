@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cotune.config import TuneConfig
 from cotune.models.causal_lm import CausalLM
 from cotune.models.lora import LoraStack
-from cotune.models.tune import Tick, TuneJob, Tuned, tune
+from cotune.models.tune import Tick, Tuned, TuneJob, tune
+from cotune.protocols import Client
 from cotune.records import Adapter, derived_rng
 
 
@@ -22,17 +23,20 @@ class Learner:
     stack: LoraStack
     config: TuneConfig
     limit: int = 8
-    tick: Callable[[str], Tick] | None = None
+    tick: Tick = lambda *_: None
 
     def fresh(self, seed: int) -> Adapter:
         """The adapter before training: A random, B zero, the same for everybody with this seed."""
         return self.stack.fresh(derived_rng(seed, "adapter", self.role))
 
-    def tune(self, jobs: Sequence[TuneJob]) -> list[Tuned]:
-        """Train the adapters of several clients (see `cotune.models.tune`)."""
-        watch = self.tick("tune") if self.tick else lambda *_: None
-        return tune(self.lm, self.stack, jobs, self.config, self.limit, watch)
+    def tune_clients(self, clients: Sequence[Client], starts: Sequence[Adapter]) -> list[Tuned]:
+        """One round of local tuning for each client, on its own examples (FedCoLLM algorithm, step 2)."""
+        jobs = [
+            TuneJob(c.examples, start, c.rng("tune"), c.round.span)
+            for c, start in zip(clients, starts, strict=True)
+        ]
+        return self.tune(jobs)
 
-    def with_config(self, **changes: object) -> TuneConfig:
-        """How this model is tuned, with other values."""
-        return self.config.model_copy(update=changes)
+    def tune(self, jobs: Sequence[TuneJob]) -> list[Tuned]:
+        """Train the adapters of several jobs (see `cotune.models.tune`)."""
+        return tune(self.lm, self.stack, jobs, self.config, self.limit, self.tick)

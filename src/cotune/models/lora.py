@@ -82,8 +82,15 @@ class LoraStack:
 
     def gradients(self, loss: Tensor) -> Tensor:
         """Gradient of a scalar with respect to every mounted value, [K, parameters]."""
-        leaves = [leaf for pair in self._pairs for leaf in pair]
-        parts = torch.autograd.grad(loss, leaves)
+        return self.flatten(torch.autograd.grad(loss, self.leaves))
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """Every mounted A and B, [K, ...], in the order of a client's row."""
+        return [leaf for pair in self._pairs for leaf in pair]
+
+    def flatten(self, parts: Sequence[Tensor]) -> Tensor:
+        """Gradients of the leaves as rows, [K, parameters]."""
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
     def activate(self, groups: int) -> None:

@@ -30,7 +30,7 @@ Tick = Callable[[int, int, int, float], None]
 
 @dataclass(frozen=True, slots=True)
 class TuneJob:
-    """One client's work. `span`: where in the learning-rate schedule it starts and ends, as shares of the run."""
+    """One client's work. `span`: its start and end in the learning-rate schedule, as shares of the run."""
 
     examples: Sequence[Example]
     adapter: Adapter
@@ -47,6 +47,11 @@ class Tuned:
     steps: int
     tokens: int
     cut: int
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """Numbers that may be added up over clients."""
+        return {"loss": self.loss, "clients": 1.0, "tokens": float(self.tokens), "cut": float(self.cut)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +203,7 @@ def _tune_stack(
     ]
 
 
-def _stack_loss(lm: CausalLM, active: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor, np.ndarray]:  # type: ignore[type-arg]
+def _stack_loss(lm: CausalLM, active: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor, np.ndarray]:
     """Sum over clients of each client's mean token loss; also its token losses summed, and token counts."""
     rows, length = _frame(active)
     filler = Encoded((lm.start_id,), 1)

@@ -1,0 +1,242 @@
+"""The command line: thin commands. Heavy imports happen inside them, so that `--help` is quick.
+
+With `--json` a command prints exactly one JSON document on standard output; all else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cotune.errors import CotuneError
+
+app = typer.Typer(
+    help="Tune one large language model on a server and many small ones on clients, together.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+models_app = typer.Typer(
+    help="Models by name: where they come from and whether they are here.", no_args_is_help=True
+)
+app.add_typer(models_app, name="models")
+
+
+class Origin(StrEnum):
+    """Where a model may come from."""
+
+    auto = "auto"
+    hub = "hub"
+    package = "package"
+
+
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file", metavar="CONFIG")]
+RunFolder = Annotated[Path, typer.Argument(help="folder of a run", metavar="DIR")]
+Override = Annotated[list[str] | None, typer.Option("--set", help="path=value, e.g. slm.tune.lr=1e-3")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON document on standard output")]
+Out = Annotated[Path | None, typer.Option("--out", help="folder to write to")]
+
+
+def main() -> None:
+    """Entry point: mistakes end with one message and the exit code of their kind."""
+    try:
+        app(standalone_mode=False)
+    except CotuneError as error:
+        _fail(str(error), error.exit_code)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except typer.Abort:
+        _fail("aborted", 130)
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
+            _fail(error.format_message() + " See --help.", 2)
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"cotune: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _print(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def run(config: ConfigFile, overrides: Override = None, out: Out = None, as_json: Json = False) -> None:
+    """Co-tune: all rounds of a configuration, with evaluation before and after."""
+    from cotune import launch
+
+    _show(launch.start(config, overrides or [], out, _console()), as_json)
+
+
+@app.command()
+def resume(folder: RunFolder, as_json: Json = False) -> None:
+    """Go on with a run from its last checkpoint."""
+    from cotune import launch
+
+    _show(launch.resume(folder, _console()), as_json)
+
+
+@app.command()
+def compare(
+    config: ConfigFile,
+    strategies: Annotated[
+        str, typer.Option(help="names, separated by commas")
+    ] = "standalone,fedavg,fedcollm,centralized",
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each, with seed, seed + 1, ...")] = 3,
+    overrides: Override = None,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Run several strategies on identical data; print the paper's two tables with mean and spread."""
+    from cotune import compare as comparing
+    from cotune import tables
+
+    console = _console()
+    names = [name.strip() for name in strategies.split(",") if name.strip()]
+    found = comparing.compare(config, overrides or [], names, seeds, (out, console))
+    if as_json:
+        _print(found)
+    elif sys.stdout.isatty():
+        _out_console().print(*tables.compare_tables(found))
+    else:
+        print(tables.compare_text(found))
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Option(help="catalogue name, folder, or hub id")],
+    task: Annotated[str, typer.Option(help="one of `cotune plugins`, e.g. multiple_choice")],
+    adapter: Annotated[Path | None, typer.Option(help="PEFT folder")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="JSONL (.gz) or hub id; the task's own rows by default")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="first rows only")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model, with or without an adapter, on a task."""
+    from cotune import launch
+
+    found = launch.evaluate_model((model, adapter), task, data, limit)
+    if as_json:
+        _print(found)
+    else:
+        print(
+            "  ".join(
+                f"{name} {value:.4g}" for name, value in found.items() if isinstance(value, int | float)
+            )
+        )
+
+
+@app.command()
+def report(folder: RunFolder, as_json: Json = False) -> None:
+    """Make report.html again from the files of a run."""
+    from cotune import report as reports
+
+    page = reports.render(folder)
+    if as_json:
+        _print({"report": str(page), **reports.read_results(folder)})
+    else:
+        print(page)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine has, and the first thing that is wrong."""
+    from cotune import doctor as checks
+
+    found = checks.examine()
+    if as_json:
+        _print({"ok": all(check.is_fine for check in found), "checks": [check.as_dict() for check in found]})
+    else:
+        print("\n".join(check.line() for check in found))
+    if not all(check.is_fine for check in found):
+        raise typer.Exit(2)
+
+
+@app.command()
+def plugins(as_json: Json = False) -> None:
+    """List every plug-in with its first line."""
+    from cotune import plugins as slots
+
+    found = {slot: {name: slots.summary(slot, name) for name in slots.names(slot)} for slot in slots.FOLDERS}
+    if as_json:
+        _print(found)
+        return
+    for slot, entries in found.items():
+        for name, line in entries.items():
+            print(f"{slot:<11} {name:<16} {line}")
+
+
+@app.command()
+def schema(as_json: Json = False) -> None:
+    """Print the JSON Schema of a configuration file."""
+    from cotune import config as configs
+
+    del as_json  # the schema is JSON either way
+    _print(configs.json_schema())
+
+
+@models_app.command(name="list")
+def list_models(as_json: Json = False) -> None:
+    """Models that have a short name, and whether they are on this machine."""
+    from dataclasses import asdict
+
+    from cotune.models import zoo
+
+    found = zoo.cached()
+    if as_json:
+        _print([{**asdict(card), "path": str(card.path)} for card in found])
+        return
+    for card in found:
+        print(f"{card.name:<20} {'here' if card.present else 'not here':<9} {card.licence:<12} {card.path}")
+
+
+@models_app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="a name from `cotune models list`, or a hub id")],
+    source: Annotated[Origin, typer.Option("--from", help="where it may come from")] = Origin.auto,
+    as_json: Json = False,
+) -> None:
+    """Fetch a model, check its hash, convert it once, and keep it."""
+    from cotune.models import zoo
+
+    path = zoo.pull(name, source=source.value, progress=_note)
+    if as_json:
+        _print({"name": name, "path": str(path), "fingerprint": zoo.fingerprint(path)})
+    else:
+        print(path)
+
+
+def _note(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _console() -> Any:
+    """Where progress goes: standard error, so that standard output stays clean."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _out_console() -> Any:
+    from rich.console import Console
+
+    return Console()
+
+
+def _show(results: dict[str, Any], as_json: bool) -> None:
+    from cotune import tables
+
+    if as_json:
+        _print(results)
+    elif sys.stdout.isatty():
+        _out_console().print(tables.summary_table(results))
+    else:
+        print("\n".join(tables.summary_lines(results)))

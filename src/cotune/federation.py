@@ -1,0 +1,171 @@
+"""The server's view of its clients: `gather` returns sums, `ask` returns replies in the clear. Nothing else.
+
+Every reply is checked before it counts. What is not usable is named and left out; the round goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cotune.errors import WireError
+from cotune.protocols import Aggregator, Gathered, Transport
+from cotune.records import Adapter, Event, Failure, Listener, Message, Round, adapter_header
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What crossed the wire and what went wrong since it was last taken.
+
+    `clear_bytes` came up in replies that are read one by one, `gathered_bytes` in replies that are summed.
+    """
+
+    up_bytes: int = 0
+    down_bytes: int = 0
+    clear_bytes: int = 0
+    gathered_bytes: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def traffic(self) -> dict[str, int]:
+        """The byte counts by name."""
+        names = ("up_bytes", "down_bytes", "clear_bytes", "gathered_bytes")
+        return {name: getattr(self, name) for name in names}
+
+
+class Federation:
+    """Who is present, what they were asked, and what came back."""
+
+    def __init__(
+        self, transport: Transport, aggregator: Aggregator, listener: Listener, minimum: int = 1
+    ) -> None:
+        self.transport, self.aggregator, self.listener, self.minimum = (
+            transport,
+            aggregator,
+            listener,
+            minimum,
+        )
+        self.ledger = Ledger()
+
+    def clients(self) -> tuple[str, ...]:
+        """Everybody who can be reached, sorted."""
+        return tuple(sorted(self.transport.clients()))
+
+    def gather(self, action: str, adapter: Adapter | None, round: Round) -> Gathered:
+        """The cohort does `action`; only the weighted mean of adapters and the sums of numbers come back.
+
+        Fewer usable replies than the minimum give `Gathered(None, {}, n)`: the round changes nothing.
+        """
+        replies = self._exchange(action, adapter, round, round.cohort, gathered=True)
+        if len(replies) < self.minimum:
+            return Gathered(None, {}, len(replies))
+        sums: Counter[str] = Counter()
+        for reply in replies:
+            sums.update(reply.facts["sums"])
+        mean = None
+        if adapter is not None:
+            folded = self.aggregator.fold((r.arrays, float(r.facts["weight"])) for r in replies)
+            mean = adapter.with_arrays(folded)
+        return Gathered(mean, dict(sums), len(replies))
+
+    def ask(
+        self, action: str, adapter: Adapter | None, round: Round, clients: Sequence[str] | None = None
+    ) -> list[Message]:
+        """The cohort (or `clients`) does `action`; replies one by one, in the clear, sorted by client."""
+        return self._exchange(action, adapter, round, clients or round.cohort, gathered=False)
+
+    def progress(self, phase: str, done: int, total: int, **facts: Any) -> None:
+        """Tell whoever watches; the round is the one of the last exchange."""
+        self.listener(Event(self._round.index, self._round.num_rounds, phase, done, total, facts))
+
+    def take_ledger(self) -> Ledger:
+        """The ledger so far; a new one begins."""
+        taken, self.ledger = self.ledger, Ledger()
+        return taken
+
+    def _exchange(
+        self, action: str, adapter: Adapter | None, round: Round, clients: Sequence[str], gathered: bool
+    ) -> list[Message]:
+        self._round = round
+        arrays: Mapping[str, Any] = adapter.arrays if adapter else {}
+        facts = {"adapter": adapter_header(adapter)} if adapter else {}
+        messages = [Message(client, round.index, action, arrays, facts) for client in sorted(clients)]
+        self.progress(action, 0, 1)
+        expected = {message.client for message in messages}
+        usable: dict[str, Message] = {}
+        for outcome, down, up in self.transport.send(messages):
+            self._count(down, up, gathered)
+            problem = (
+                outcome
+                if isinstance(outcome, Failure)
+                else self._problem(outcome, messages[0], expected, usable)
+            )
+            if isinstance(problem, Failure):
+                self.ledger.failures.append(problem)
+            elif isinstance(outcome, Message):
+                usable[outcome.client] = outcome
+            note = {"note": f"{problem.kind}: {problem.reason}"} if isinstance(problem, Failure) else {}
+            seen = {"client": outcome.client, "up_bytes": up, "down_bytes": down, **note}
+            self.progress("gather" if gathered else action, len(usable), len(messages), **seen)
+        return [usable[client] for client in sorted(usable)]
+
+    def _count(self, down: int, up: int, gathered: bool) -> None:
+        self.ledger.down_bytes += down
+        self.ledger.up_bytes += up
+        if gathered:
+            self.ledger.gathered_bytes += up
+        else:
+            self.ledger.clear_bytes += up
+
+    def _problem(
+        self, reply: Message, sent: Message, expected: set[str], usable: Mapping[str, Message]
+    ) -> Failure | None:
+        try:
+            check_reply(reply, sent, expected, usable.keys())
+        except WireError as error:
+            return Failure(reply.client, sent.round, "rejected", str(error))
+        return None
+
+
+def check_reply(reply: Message, sent: Message, expected: set[str], seen: Any) -> None:
+    """Refuse a reply that must not count.
+
+    Raises:
+        WireError: unknown or repeated client, another round or action, other arrays or shapes, a non-finite
+            value, or a weight that is not a positive finite number.
+    """
+    if reply.client not in expected:
+        raise WireError(f"reply of {reply.client!r}, who was not asked")
+    if reply.client in seen:
+        raise WireError(f"second reply of {reply.client!r}")
+    if (reply.round, reply.action) != (sent.round, sent.action):
+        raise WireError(
+            f"reply to {reply.action!r} of round {reply.round}; this is {sent.action!r} of {sent.round}"
+        )
+    if reply.arrays or "weight" in reply.facts:
+        _check_update(reply, sent)
+
+
+def _check_update(reply: Message, sent: Message) -> None:
+    weight, sums = reply.facts.get("weight"), reply.facts.get("sums")
+    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
+        raise WireError(f"weight {weight!r}; expected a positive number")
+    if not isinstance(sums, dict) or not all(
+        isinstance(v, int | float) and math.isfinite(v) for v in sums.values()
+    ):
+        raise WireError("a sum is missing or is not finite: training diverged; lower slm.tune.lr")
+    if reply.arrays.keys() != sent.arrays.keys():
+        odd = sorted(reply.arrays.keys() ^ sent.arrays.keys())[:1]
+        raise WireError(f"other arrays than were sent, first difference {odd}")
+    if reply.facts.get("adapter") != sent.facts.get("adapter"):
+        raise WireError(f"adapter of another base or rank: {reply.facts.get('adapter')}")
+    for name, array in reply.arrays.items():
+        if array.shape != sent.arrays[name].shape or array.dtype != sent.arrays[name].dtype:
+            raise WireError(f"{name}: {array.dtype}{array.shape}, expected {sent.arrays[name].shape}")
+        if not np.isfinite(array).all():
+            raise WireError(f"{name}: a value is not finite: training diverged; lower slm.tune.lr")

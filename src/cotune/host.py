@@ -1,0 +1,110 @@
+"""The client side of one process: it owns the examples of the clients that live here, and answers messages.
+
+Deployed, that is a list of one client; embedded, all of them, trained in stacks on one frozen base.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from cotune.codec import decode, encode
+from cotune.data import ByTask, Dataset
+from cotune.protocols import Client, Reply, Strategy
+from cotune.records import Adapter, Message, Round, adapter_digest, adapter_header, adapter_of
+
+Evaluator = Callable[[Adapter | None, ByTask], Mapping[str, Any]]
+"""(adapter or none, held-out examples by task) -> numbers by task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What clients keep between rounds: one small file per client and round, the last two rounds of each."""
+
+    folder: Path
+
+    def read(self, client: str, before: int) -> Adapter | None:
+        """What the client kept in the last round before `before`."""
+        older = [index for index in self._rounds(client) if index < before]
+        if not older:
+            return None
+        return adapter_of(decode((self._folder(client) / f"{max(older):06d}.msg").read_bytes()))
+
+    def write(self, client: str, round: int, adapter: Adapter) -> None:
+        """Keep an adapter; whatever is older than the round before goes."""
+        folder = self._folder(client)
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"adapter": adapter_header(adapter)}
+        part = folder / f"{round:06d}.part"
+        part.write_bytes(encode(Message(client, round, "keep", adapter.arrays, facts)))
+        part.replace(folder / f"{round:06d}.msg")
+        for index in self._rounds(client):
+            if index < round - 1:
+                (folder / f"{index:06d}.msg").unlink()
+
+    def _folder(self, client: str) -> Path:
+        return self.folder / quote(client, safe=" ").replace(".", "%2E")
+
+    def _rounds(self, client: str) -> list[int]:
+        names = [path.name for path in self._folder(client).glob("*.msg")]
+        return sorted(int(name[:6]) for name in names if re.fullmatch(r"\d{6}\.msg", name))
+
+
+class Host:
+    """Answers messages for the clients of this process."""
+
+    def __init__(
+        self, dataset: Dataset, strategy: Strategy, evaluate: Evaluator, store: Store, run: tuple[int, int]
+    ) -> None:
+        self.dataset, self.strategy, self.evaluate, self.store = dataset, strategy, evaluate, store
+        self.seed, self.num_rounds = run
+
+    def clients(self) -> tuple[str, ...]:
+        """The clients that live here."""
+        return self.dataset.clients
+
+    def handle(self, messages: Sequence[Message]) -> list[Message]:
+        """One reply per message, in order; all messages have the same round and action."""
+        first = messages[0]
+        if first.action == "evaluate":
+            return self._evaluate(messages)
+        now = Round(first.round, self.num_rounds, self.seed, tuple(m.client for m in messages))
+        clients = [
+            Client(m.client, self.dataset.train(m.client), now, self.store.read(m.client, m.round))
+            for m in messages
+        ]
+        given = [adapter_of(message) for message in messages]
+        replies = self.strategy.client_step(first.action, given, clients)
+        for message, reply in zip(messages, replies, strict=True):
+            if reply.keep is not None:
+                self.store.write(message.client, message.round, reply.keep)
+        return [_reply(message, reply) for message, reply in zip(messages, replies, strict=True)]
+
+    def _evaluate(self, messages: Sequence[Message]) -> list[Message]:
+        """Score the given adapter, else the client's own, else the bare model; equal work is done once."""
+        known: dict[tuple[str, int], Mapping[str, Any]] = {}
+        replies = []
+        for message in messages:
+            held_out = self.dataset.held_out(message.client)
+            adapter = adapter_of(message) or self.store.read(message.client, message.round + 1)
+            key = (adapter_digest(adapter), id(held_out))
+            if key not in known:
+                known[key] = self.evaluate(adapter, held_out)
+            facts = {"metrics": known[key]}
+            replies.append(Message(message.client, message.round, message.action, {}, facts))
+        return replies
+
+
+def _reply(message: Message, reply: Reply) -> Message:
+    facts: dict[str, Any] = {**reply.facts}
+    if reply.adapter is not None or reply.sums:
+        facts |= {"weight": reply.weight, "sums": dict(reply.sums)}
+    arrays: Mapping[str, Any] = {}
+    if reply.adapter is not None:
+        facts["adapter"] = adapter_header(reply.adapter)
+        arrays = reply.adapter.arrays
+    return Message(message.client, message.round, message.action, arrays, facts)

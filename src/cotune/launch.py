@@ -1,0 +1,166 @@
+"""Start and resume runs: folders, signals, the live view, and the files around a session."""
+
+from __future__ import annotations
+
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from cotune import config as configs
+from cotune import report
+from cotune.config import Config
+from cotune.errors import ConfigError, CotuneError, Interrupted, RunError
+from cotune.live import live
+from cotune.progress import Plan
+
+CONFIG = "config.yaml"
+
+
+def start(path: Path, overrides: Sequence[str], out: Path | None, console: Console) -> dict[str, Any]:
+    """A new run.
+
+    Args:
+        path: configuration file.
+        overrides: `path=value` strings.
+        out: folder that does not exist yet or is empty; by default a free name under `runs/`.
+        console: where progress is shown.
+
+    Raises:
+        ConfigError: the configuration is wrong or the folder is in use; nothing was written.
+    """
+    config = configs.load(path, overrides)
+    folder = out or _free_folder(path.stem)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        holds = "a run" if (folder / CONFIG).is_file() else "something else"
+        cure = f"cotune resume {folder}, or " if (folder / "checkpoints").is_dir() else ""
+        raise ConfigError(
+            f"--out {folder}: in use, it holds {holds}. {cure[:1].upper()}{cure[1:]}give another name."
+        )
+    return run(config, folder, console)
+
+
+def resume(folder: Path, console: Console) -> dict[str, Any]:
+    """Go on with the run in `folder`.
+
+    Raises:
+        ConfigError: there is no run, or its checkpoints belong to another experiment.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ConfigError(f"{folder}: no run to resume, {CONFIG} is missing. Start one: cotune run CONFIG")
+    return run(configs.load(path), folder, console)
+
+
+def run(config: Config, folder: Path, console: Console) -> dict[str, Any]:
+    """Build, run and report; what goes wrong is told with the command that resumes."""
+    from cotune import build, session
+
+    first = 1 + max((r["round"] for r in report.read_rounds(folder)), default=0)
+    plan = Plan(config.strategy.name, config.rounds, first_round=first)
+    with _stoppable(folder), _resumable(folder):
+        with live(console, plan) as listener:
+            ready = build.session(config, folder, listener, _teller(console))
+            _prepare(config, folder)
+            results = session.run(ready, folder)
+        report.render(folder)
+    console.print(f"report: {folder / report.PAGE}", highlight=False)
+    return results
+
+
+def _prepare(config: Config, folder: Path) -> None:
+    """The folder and the resolved configuration, once everything has been found to be usable."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CONFIG
+    if not path.is_file():
+        part = path.with_suffix(".part")
+        part.write_text(configs.dump(config), encoding="utf-8")
+        part.replace(path)
+
+
+def _teller(console: Console) -> Callable[[str], None]:
+    return lambda note: console.print(note, style="dim", highlight=False)
+
+
+def _free_folder(stem: str) -> Path:
+    number = 1
+    while True:
+        folder = Path("runs") / (stem if number == 1 else f"{stem}-{number}")
+        if not folder.exists():
+            return folder
+        number += 1
+
+
+@contextmanager
+def _stoppable(folder: Path) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run at once; the last checkpoint is whole."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise Interrupted("interrupted before anything was saved")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Interrupted as stopped:
+        if (folder / "checkpoints").is_dir():
+            raise Interrupted(f"interrupted. Go on with: cotune resume {folder}") from stopped
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """What is not a user's mistake becomes one line, the traceback goes to a file in the run's folder."""
+    try:
+        yield
+    except CotuneError:
+        raise
+    except Exception as error:
+        if not (folder / CONFIG).is_file():
+            raise
+        log = folder / "error.log"
+        with log.open("a", encoding="utf-8") as file:
+            file.write(time.strftime("%Y-%m-%d %H:%M:%S\n") + traceback.format_exc() + "\n")
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise RunError(f"{reason} (details in {log}). Go on with: cotune resume {folder}") from error
+
+
+def evaluate_model(
+    model: tuple[str, Path | None], task: str, data: str | None, limit: int | None
+) -> dict[str, Any]:
+    """Score a model on a task.
+
+    Args:
+        model: name, folder or hub id; and the folder of a PEFT adapter, if any.
+        task: a task's name.
+        data: its rows, by default its own.
+        limit: first rows only.
+
+    Returns:
+        The metric's numbers, `n` and `seconds` (of scoring alone).
+    """
+    from cotune import data as datasets
+    from cotune.evaluate import evaluate
+    from cotune.models import causal_lm, zoo
+    from cotune.models.lora import LoraStack, load_peft
+    from cotune.table import load_task
+
+    examples = datasets.load_examples(task, data, limit)
+    folder = Path(zoo.resolve(model[0]))
+    lm = causal_lm.load(folder, zoo.fingerprint(folder))
+    if model[1] is not None:
+        adapter = load_peft(model[1], lm.fingerprint)
+        targets = sorted({name.split("base_model.model.")[1].rsplit(".", 2)[0] for name in adapter.arrays})
+        LoraStack(lm, adapter.rank, adapter.alpha, targets).load([adapter])
+    began = time.perf_counter()
+    found = evaluate(lm, examples, load_task(task).METRIC, tokens=configs.RuntimeConfig().score_tokens)
+    seconds = time.perf_counter() - began
+    return {"task": task, "model": model[0], **found, "seconds": round(seconds, 3)}

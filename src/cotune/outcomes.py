@@ -1,0 +1,94 @@
+"""What was measured, before and after: means over clients, and gains with their standard errors.
+
+A model's numbers on one task are `{accuracy, accuracy_norm, n, stderr, answers}`; `answers` is one score per
+held-out question (1 right, 0 wrong), so that before and after can be compared question by question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Numbers = Mapping[str, Any]
+ByTask = Mapping[str, Numbers]
+
+PER_QUESTION = ("answers", "shown")
+"""Entries that hold one value per question."""
+
+
+def without_answers(found: ByTask) -> dict[str, Any]:
+    """The numbers alone."""
+    return {
+        task: {k: v for k, v in numbers.items() if k not in PER_QUESTION} for task, numbers in found.items()
+    }
+
+
+def answers(found: ByTask) -> dict[str, list[float]]:
+    """The question-by-question part alone."""
+    return {task: numbers["answers"] for task, numbers in found.items() if "answers" in numbers}
+
+
+def over_clients(clients: Mapping[str, ByTask], is_shared: bool) -> dict[str, dict[str, float]]:
+    """Mean over clients by task; `n` counts questions once when all clients answer the same ones."""
+    tasks = dict.fromkeys(task for by_task in clients.values() for task in by_task)
+    found = {}
+    for task in tasks:
+        rows = [by_task[task] for by_task in clients.values() if task in by_task]
+        names = [name for name in rows[0] if name != "n" and all(row[name] is not None for row in rows)]
+        means = {name: float(np.mean([row[name] for row in rows])) for name in names}
+        n = max(row["n"] for row in rows) if is_shared else sum(row["n"] for row in rows)
+        found[task] = {**means, "n": n}
+    return found
+
+
+def before_after(first: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
+    """`{llm: {task: {before, after}}, slm: ..., clients: {id: {task: {before, after}}}}`."""
+    merged: dict[str, Any] = {}
+    for role in ("llm", "slm"):
+        if role in first and role in last:
+            merged[role] = _pair(first[role], last[role])
+    if "clients" in first and "clients" in last:
+        both = [client for client in first["clients"] if client in last["clients"]]
+        merged["clients"] = {c: _pair(first["clients"][c], last["clients"][c]) for c in both}
+    return merged
+
+
+def _pair(first: ByTask, last: ByTask) -> dict[str, Any]:
+    return {task: {"before": first[task], "after": last[task]} for task in first if task in last}
+
+
+def gains(first: Mapping[str, Any], last: Mapping[str, Any], is_shared: bool) -> dict[str, dict[str, float]]:
+    """Mean gain in accuracy of each role with its standard error over held-out questions.
+
+    The LLM's is the mean over tasks; the SLMs' the mean over clients. Clients with their own questions count
+    as independent; clients that share them do not: a question's gain is first averaged over clients.
+    """
+    found = {}
+    if first.get("llm") and last.get("llm"):
+        found["llm"] = _gain([_differences({t: first["llm"][t]}, last["llm"]) for t in first["llm"]])
+    clients = [c for c in first.get("clients", {}) if c in last.get("clients", {})]
+    if clients:
+        parts = [_differences(first["clients"][c], last["clients"][c]) for c in clients]
+        if is_shared:
+            parts = [np.mean(parts, axis=0)]
+        found["slm"] = {**_gain(parts), "clients": float(len(clients))}
+    return found
+
+
+def _differences(first: Mapping[str, Any], last: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """After minus before for every question of every task."""
+    pairs = [(b, a) for task in first if task in last for b, a in zip(first[task], last[task], strict=True)]
+    return np.array([float(a) - float(b) for b, a in pairs], dtype=np.float64)
+
+
+def _gain(parts: Sequence[np.ndarray[Any, np.dtype[np.float64]]]) -> dict[str, float]:
+    """Mean of the parts' means; parts are independent, so their variances add."""
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return {"mean": 0.0, "stderr": 0.0}
+    variances = [float(part.var(ddof=1)) / len(part) if len(part) > 1 else 0.25 for part in parts]
+    mean = float(np.mean([part.mean() for part in parts]))
+    return {"mean": mean, "stderr": math.sqrt(sum(variances)) / len(parts)}

@@ -1,0 +1,207 @@
+"""One run from start to end: rounds, evaluation, checkpoints, and the files that tell about them.
+
+A run is a loop over values: the state after round r is a function of the state before it, the round's number
+and the seed. So a run that was killed goes on from its last checkpoint to the same end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cotune import checkpoint, outcomes, report
+from cotune.checkpoint import Checkpoint
+from cotune.data import Dataset
+from cotune.federation import Federation
+from cotune.host import Evaluator
+from cotune.protocols import State, Strategy
+from cotune.records import Event, Round, derived_rng
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A run, ready to go. `facts` are put into results.json as they are."""
+
+    strategy: Strategy
+    strategy_name: str
+    federation: Federation
+    dataset: Dataset
+    evaluate_llm: Evaluator
+    save_adapters: Callable[[Path, State], None]
+    seed: int
+    num_rounds: int
+    cohort_fraction: float
+    evaluate_every: int
+    evaluate_clients: int
+    fingerprint: str
+    keep_checkpoints: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run(session: Session, out: Path) -> Record:
+    """Do all rounds that are not done yet, and write results, adapters and report.
+
+    Args:
+        session: what `build.py` made.
+        out: the run's folder; its `checkpoints/` decide where to start.
+
+    Returns:
+        What stands in `results.json`.
+    """
+    began = time.monotonic()
+    resumed = checkpoint.latest(out / "checkpoints", session.fingerprint)
+    if resumed is None:
+        state = session.strategy.init(session.seed)
+        resumed = _finish_round(session, out, _cohort(session, 0), state, _Clock())
+    elif not any(record["round"] == resumed.round for record in report.read_rounds(out)):
+        report.append_round(out, resumed.record)
+    state = resumed.state
+    for index in range(resumed.round + 1, session.num_rounds + 1):
+        clock = _Clock()
+        now = _cohort(session, index)
+        with clock.phase("tune"):
+            state, losses = session.strategy.server_round(state, now, session.federation)
+        state = _finish_round(session, out, now, state, clock, losses).state
+    results = summarise(session, out, time.monotonic() - began)
+    session.save_adapters(out / "adapters", state)
+    report.write_results(out, results)
+    return results
+
+
+class _Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+
+def _cohort(session: Session, index: int) -> Round:
+    clients = session.federation.clients()
+    size = max(1, round(session.cohort_fraction * len(clients)))
+    cohort = clients
+    if index > 0 and size < len(clients):
+        picked = derived_rng(session.seed, "cohort", str(index)).choice(len(clients), size, replace=False)
+        cohort = tuple(clients[i] for i in sorted(picked))
+    return Round(index, session.num_rounds, session.seed, cohort)
+
+
+def _finish_round(
+    session: Session,
+    out: Path,
+    now: Round,
+    state: State,
+    clock: _Clock,
+    losses: Mapping[str, float] | None = None,
+) -> Checkpoint:
+    """Evaluate if it is due, then make the round last: checkpoint first, its line in rounds.jsonl second."""
+    ledger = session.federation.take_ledger()
+    record: Record = {"round": now.index, "cohort": list(now.cohort) if now.index else []}
+    every = session.evaluate_every
+    if now.index in (0, session.num_rounds) or (every and now.index % every == 0):
+        with clock.phase("evaluate"):
+            record |= _measure(session, state, now)
+    extra = session.federation.take_ledger()
+    failures = [*ledger.failures, *extra.failures]
+    traffic = {name: value + extra.traffic[name] for name, value in ledger.traffic.items()}
+    record |= {
+        "losses": dict(losses or {}),
+        "traffic": traffic,
+        "failures": [asdict(failure) for failure in failures],
+        "skipped": now.index > 0 and not losses,
+        "phases": clock.seconds,
+        "seconds": time.monotonic() - clock.began,
+    }
+    done = Checkpoint(now.index, state, report.plain(record))
+    with clock.phase("checkpoint"):
+        checkpoint.save(out / "checkpoints", done, session.fingerprint, session.keep_checkpoints)
+        report.append_round(out, done.record)
+    session.federation.listener(Event(now.index, session.num_rounds, "checkpoint", 1, 1))
+    return done
+
+
+def _measure(session: Session, state: State, now: Round) -> Record:
+    """Held-out numbers of the LLM (on the server) and of the SLMs (on the clients)."""
+    metrics: Record = {}
+    right: Record = {}
+    if "llm" in session.strategy.trains:
+        found = session.evaluate_llm(state.llm, session.dataset.test)
+        metrics["llm"], right["llm"] = outcomes.without_answers(found), outcomes.answers(found)
+        right["shown"] = {task: numbers["shown"] for task, numbers in found.items()}
+    if "slm" in session.strategy.trains:
+        clients = _measured_clients(session)
+        replies = session.federation.ask("evaluate", state.slm, now, clients)
+        by_client = {reply.client: reply.facts["metrics"] for reply in replies}
+        metrics["clients"] = {client: outcomes.without_answers(m) for client, m in by_client.items()}
+        metrics["slm"] = outcomes.over_clients(metrics["clients"], is_shared=session.dataset.own_test is None)
+        right["clients"] = {client: outcomes.answers(m) for client, m in by_client.items()}
+    return {"metrics": metrics, "right": right}
+
+
+def _measured_clients(session: Session) -> tuple[str, ...]:
+    clients = session.federation.clients()
+    if len(clients) <= session.evaluate_clients:
+        return clients
+    picked = derived_rng(session.seed, "measured").choice(
+        len(clients), session.evaluate_clients, replace=False
+    )
+    return tuple(clients[i] for i in sorted(picked))
+
+
+def summarise(session: Session, out: Path, seconds: float) -> Record:
+    """results.json from the lines of rounds.jsonl; `seconds` is the longer of this process and all rounds."""
+    rounds = report.read_rounds(out)
+    totals = {name: sum(r["traffic"][name] for r in rounds) for name in rounds[0]["traffic"]}
+    measured = [record for record in rounds if record.get("metrics")]
+    first, last = measured[0], measured[-1]
+    clients = session.dataset.clients
+    return {
+        "fingerprint": session.fingerprint,
+        "strategy": session.strategy_name,
+        "seed": session.seed,
+        "rounds": rounds[-1]["round"],
+        "status": "done" if rounds[-1]["round"] == session.num_rounds else "running",
+        "metrics": outcomes.before_after(first["metrics"], last["metrics"]),
+        "gain": outcomes.gains(first["right"], last["right"], is_shared=session.dataset.own_test is None),
+        "traffic": totals,
+        "seconds": max(seconds, sum(r["seconds"] for r in rounds)),
+        "failures": sum(len(r["failures"]) for r in rounds),
+        "examples": _shown(session, first["right"], last["right"]),
+        "data": {
+            "clients": {c: {"train": session.dataset.num_train(c)} for c in clients[:1000]},
+            "num_clients": len(clients),
+            "public": len(session.dataset.public),
+            "test": sum(len(t) for t in session.dataset.test.values()),
+            "dropped": sum(session.dataset.dropped.values()),
+        },
+        **session.facts,
+    }
+
+
+def _shown(session: Session, first: Record, last: Record) -> list[Record]:
+    """A few of the server's own held-out questions with the LLM's answers before and after."""
+    rows = []
+    for task, before in first.get("shown", {}).items():
+        after = last["shown"].get(task, [])
+        for example, old, new in zip(session.dataset.test[task], before, after, strict=False):
+            right = example.answer_idx if example.choices else example.completion.strip()
+            head = {
+                "client": "server",
+                "task": task,
+                "prompt": example.prompt,
+                "choices": list(example.choices),
+            }
+            rows.append({**head, "right": right, "before": old, "after": new})
+    return rows

@@ -1,0 +1,66 @@
+"""The upper line: clients give up their private examples, the LLM is tuned on them and the public set.
+
+Paper: FedCoLLM (https://arxiv.org/abs/2411.11707), baseline "Centralized". The private text crosses in the
+clear, and the report says so: this strategy exists to compare with, not to use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from cotune.plugins import PluginConfig
+from cotune.protocols import Client, Parts, Reply, State, Verbs
+from cotune.records import Adapter, Example, Round
+
+if TYPE_CHECKING:
+    from cotune.models.learner import Learner
+
+
+TRAINS = frozenset({"llm"})
+
+
+class Config(PluginConfig):
+    """No options."""
+
+
+class Centralized:
+    """One model, all data."""
+
+    trains = TRAINS
+
+    def __init__(self, llm: Learner, public: Sequence[Example]) -> None:
+        self.llm, self.public = llm, public
+
+    def init(self, seed: int) -> State:
+        """A fresh LLM adapter."""
+        return State(llm=self.llm.fresh(seed))
+
+    def server_round(self, state: State, round: Round, verbs: Verbs) -> tuple[State, Mapping[str, float]]:
+        """One round of the same tuning that clients do, on everybody's examples."""
+        replies = verbs.ask("upload", None, round)
+        rows = [row for reply in replies for row in reply.facts["examples"]]
+        examples = [*map(_example, rows), *self.public]
+        server = Client("server", examples, round)
+        if state.llm is None:
+            raise ValueError("a state of another strategy was given to centralized")
+        [tuned] = self.llm.tune_clients([server], [state.llm])
+        return state.replace(llm=tuned.adapter), {"llm": tuned.loss}
+
+    def client_step(
+        self, action: str, given: Sequence[Adapter | None], clients: Sequence[Client]
+    ) -> list[Reply]:
+        """Hand over the examples."""
+        return [Reply(facts={"examples": [asdict(e) for e in client.examples]}) for client in clients]
+
+
+def _example(row: Mapping[str, object]) -> Example:
+    choices = row["choices"]
+    assert isinstance(choices, list)
+    return Example(**{**row, "choices": tuple(choices)})  # type: ignore[arg-type]
+
+
+def build(_config: Config, parts: Parts) -> Centralized:
+    """The strategy."""
+    return Centralized(parts.learners["llm"], parts.public)

@@ -1,0 +1,122 @@
+"""Clients tune SLM adapters, the server averages them, then LLM and SLM teach each other on the public set.
+
+Paper: Fan et al. 2024 (FedCoLLM), https://arxiv.org/abs/2411.11707, equations (4) to (6) and its algorithm.
+The authors' code cannot run; where it departs from the paper (sequential update, unshifted mask, summed
+divergence, clients that never receive the co-tuned adapter) the paper is followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from cotune.plugins import PluginConfig
+from cotune.protocols import Client, Parts, Reply, State, Verbs
+from cotune.records import Adapter, Example, Round
+
+if TYPE_CHECKING:
+    from cotune.models.mutual import Divergence
+
+
+TRAINS = frozenset({"slm", "llm"})
+
+
+class Config(PluginConfig):
+    """Options of FedCoLLM."""
+
+    distill_weight: float = Field(1.0, ge=0, description="lambda of equation (6); 0: labels only")
+    temperature: float = Field(1.0, gt=0, description="softens both sides of the divergence")
+    loss: str = Field("forward_kl", description="divergence of a position, one of losses/")
+    top_k: int | None = Field(
+        None, gt=0, description="send k logits and the rest of the mass; all by default"
+    )
+    public_epochs: float = Field(
+        1.0, ge=0, description="R of the paper, in passes over the public set; 0: FedAvg"
+    )
+    public_lr: float | None = Field(
+        None, gt=0, description="the SLM's lr on the public set; slm.tune.lr by default"
+    )
+    weights: Literal["equal", "examples"] = Field("equal", description="how much a client counts in the mean")
+
+
+class FedCoLLM:
+    """Server: `server_round`. Client: `client_step`. The SLM adapter is the only bridge."""
+
+    trains = TRAINS
+
+    def __init__(self, config: Config, parts: Parts, divergence: Divergence) -> None:
+        self.config, self.public = config, parts.public
+        self.slm, self.llm = parts.learners["slm"], parts.learners["llm"]
+        self.divergence = divergence
+
+    def init(self, seed: int) -> State:
+        """Fresh adapters theta (SLM) and omega (LLM)."""
+        return State(slm=self.slm.fresh(seed), llm=self.llm.fresh(seed))
+
+    def server_round(self, state: State, round: Round, verbs: Verbs) -> tuple[State, Mapping[str, float]]:
+        """Steps 1 to 5 of the algorithm; without replies nothing changes."""
+        gathered = verbs.gather("tune", state.slm, round)
+        if gathered.adapter is None:
+            return state, {}
+        state, losses = self.co_tune(state.replace(slm=gathered.adapter), round, verbs)
+        return state, {**gathered.losses, **losses}
+
+    def client_step(
+        self, action: str, given: Sequence[Adapter | None], clients: Sequence[Client]
+    ) -> list[Reply]:
+        """Step 2: the task loss l_TA on the client's own examples."""
+        done = self.slm.tune_clients(clients, [adapter for adapter in given if adapter])
+        equal = self.config.weights == "equal"
+        return [
+            Reply(tuned.adapter, 1.0 if equal else float(len(client.examples)), tuned.sums)
+            for tuned, client in zip(done, clients, strict=True)
+        ]
+
+    def co_tune(self, state: State, round: Round, verbs: Verbs) -> tuple[State, Mapping[str, float]]:
+        """Step 4: both adapters step on the same public batch, each with the other as it was before the step."""
+        from cotune.models.mutual import Mutual
+
+        assert state.slm is not None
+        assert state.llm is not None
+        batches = list(self._batches(round))
+        if not batches:
+            return state, {}
+        mutual = Mutual(
+            self.llm, self.slm, self.divergence, (state.llm, state.slm), (len(batches), round.span)
+        )
+        for step, batch in enumerate(batches):
+            losses = mutual.step(batch)
+            tokens = losses.pop("tokens")
+            verbs.progress("co-tune", step + 1, len(batches), tokens=tokens, **_named(losses))
+        llm, slm, means = mutual.finish()
+        return state.replace(llm=llm, slm=slm), means
+
+    def _batches(self, round: Round) -> Iterator[Sequence[Example]]:
+        """`public_epochs` passes over the public set in batches, shuffled anew each time."""
+        rng = round.rng("public")
+        wanted = int(self.config.public_epochs * len(self.public) + 0.5)
+        size = self.llm.config.batch_size
+        while wanted > 0:
+            order = rng.permutation(len(self.public))[:wanted]
+            wanted -= len(order)
+            for start in range(0, len(order), size):
+                yield [self.public[i] for i in order[start : start + size]]
+
+
+def _named(losses: Mapping[str, float]) -> dict[str, float]:
+    return {f"loss_{name}": value for name, value in losses.items()}
+
+
+def build(config: Config, parts: Parts) -> FedCoLLM:
+    """The strategy, with the divergence that the configuration names."""
+    from cotune import plugins
+    from cotune.models.causal_lm import check_vocabularies
+    from cotune.models.mutual import Divergence
+
+    if config.distill_weight > 0:
+        check_vocabularies(parts.learners["llm"].lm, parts.learners["slm"].lm)
+    loss = plugins.module("loss", config.loss).loss
+    weight, temperature, top_k = config.distill_weight, config.temperature, config.top_k
+    return FedCoLLM(config, parts, Divergence(loss, weight, temperature, top_k, config.public_lr))
