@@ -6,6 +6,7 @@ Every reply is checked before it counts. What is not usable is named and left ou
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +23,15 @@ from cotune.records import Adapter, Event, Failure, Listener, Message, Round, ad
 class Ledger:
     """What crossed the wire and what went wrong since it was last taken.
 
-    `clear_bytes` came up in replies that are read one by one, `gathered_bytes` in replies that are summed.
+    `clear_bytes` came up in replies that are read one by one, `gathered_bytes` in replies that are summed;
+    `seconds` passed while the server waited for clients.
     """
 
     up_bytes: int = 0
     down_bytes: int = 0
     clear_bytes: int = 0
     gathered_bytes: int = 0
+    seconds: float = 0.0
     failures: list[Failure] = field(default_factory=list)
 
     @property
@@ -97,6 +100,7 @@ class Federation:
         messages = [Message(client, round.index, action, arrays, facts) for client in sorted(clients)]
         self.progress(action, 0, 1)
         expected = {message.client for message in messages}
+        began = time.monotonic()
         usable: dict[str, Message] = {}
         for outcome, down, up in self.transport.send(messages):
             self._count(down, up, gathered)
@@ -112,6 +116,7 @@ class Federation:
             note = {"note": f"{problem.kind}: {problem.reason}"} if isinstance(problem, Failure) else {}
             seen = {"client": outcome.client, "up_bytes": up, "down_bytes": down, **note}
             self.progress("gather" if gathered else action, len(usable), len(messages), **seen)
+        self.ledger.seconds += time.monotonic() - began
         return [usable[client] for client in sorted(usable)]
 
     def _count(self, down: int, up: int, gathered: bool) -> None:

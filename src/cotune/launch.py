@@ -6,7 +6,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -127,7 +127,7 @@ def _resumable(folder: Path) -> Iterator[None]:
         if not (folder / CONFIG).is_file():
             raise
         log = folder / "error.log"
-        with log.open("a", encoding="utf-8") as file:
+        with suppress(OSError), log.open("a", encoding="utf-8") as file:
             file.write(time.strftime("%Y-%m-%d %H:%M:%S\n") + traceback.format_exc() + "\n")
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise RunError(f"{reason} (details in {log}). Go on with: cotune resume {folder}") from error

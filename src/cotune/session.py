@@ -6,6 +6,7 @@ and the seed. So a run that was killed goes on from its last checkpoint to the s
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -65,8 +66,9 @@ def run(session: Session, out: Path) -> Record:
     for index in range(resumed.round + 1, session.num_rounds + 1):
         clock = _Clock()
         now = _cohort(session, index)
-        with clock.phase("tune"):
+        with clock.phase("co-tune"):
             state, losses = session.strategy.server_round(state, now, session.federation)
+        clock.move("co-tune", "tune", session.federation.ledger.seconds)
         state = _finish_round(session, out, now, state, clock, losses).state
     results = summarise(session, out, time.monotonic() - began)
     session.save_adapters(out / "adapters", state)
@@ -86,6 +88,11 @@ class _Clock:
         began = time.monotonic()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Count some of one phase's time as another's."""
+        self.seconds[source] -= seconds
+        self.seconds[target] = self.seconds.get(target, 0.0) + seconds
 
 
 def _cohort(session: Session, index: int) -> Round:
@@ -178,6 +185,7 @@ def summarise(session: Session, out: Path, seconds: float) -> Record:
         "traffic": totals,
         "seconds": max(seconds, sum(r["seconds"] for r in rounds)),
         "failures": sum(len(r["failures"]) for r in rounds),
+        "peak_memory_bytes": _peak_memory(),
         "examples": _shown(session, first["right"], last["right"]),
         "data": {
             "clients": {c: {"train": session.dataset.num_train(c)} for c in clients[:1000]},
@@ -205,3 +213,13 @@ def _shown(session: Session, first: Record, last: Record) -> list[Record]:
             }
             rows.append({**head, "right": right, "before": old, "after": new})
     return rows
+
+
+def _peak_memory() -> int | None:
+    """Largest resident size of this process so far, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

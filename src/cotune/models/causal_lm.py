@@ -188,12 +188,15 @@ def load(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from cotune.models.gguf import silence
+
     place = pick_device(device)
     number = {"auto": torch.float32 if place.type == "cpu" else torch.bfloat16}.get(dtype)
     number = number or getattr(torch, dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, trust_remote_code=remote_code)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+        with silence():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=number, trust_remote_code=remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(

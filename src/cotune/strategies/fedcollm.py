@@ -75,7 +75,7 @@ class FedCoLLM:
         ]
 
     def co_tune(self, state: State, round: Round, verbs: Verbs) -> tuple[State, Mapping[str, float]]:
-        """Step 4: both adapters step on the same public batch, each with the other as it was before the step."""
+        """Step 4: both adapters step on the same public batch, each with the peer as it was before it."""
         from cotune.models.mutual import Mutual
 
         assert state.slm is not None

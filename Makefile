@@ -1,0 +1,33 @@
+# Everything lives in .venv; nothing is needed but Python >= 3.11, make and a package index.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-real lint check install clean
+
+demo: install ## co-tune a real LLM with four real clients, and write a report
+	$(BIN)/cotune run configs/quickstart.yaml
+
+test: install ## the default suite: offline, CPU, minutes
+	$(BIN)/python -m pytest
+
+test-real: install ## the real 135M model; takes several minutes
+	$(BIN)/python -m pytest -m real -p no:randomly
+
+lint: install ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"cotune needs Python 3.11 or newer; $(PYTHON) is {v[0]}.{v[1]}. Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean: ## the environment and caches; runs/ stays
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
