@@ -35,7 +35,7 @@ def encode(message: Message) -> bytes:
     head = {name: getattr(message, name) for name in _FIELDS}
     try:
         text = json.dumps(head, allow_nan=False, separators=(",", ":")).encode()
-        body = save_arrays({name: np.ascontiguousarray(array) for name, array in message.arrays.items()})
+        body = save_arrays({name: np.asarray(array, order="C") for name, array in message.arrays.items()})
     except (TypeError, ValueError, KeyError, SafetensorError) as error:
         raise WireError(
             f"message {message.action!r} of {message.client!r} cannot be encoded: {error}"
