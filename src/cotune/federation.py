@@ -5,10 +5,9 @@ Every reply is checked before it counts. What is not usable is named and left ou
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,10 @@ import numpy as np
 from cotune.errors import WireError
 from cotune.protocols import Aggregator, Gathered, Transport
 from cotune.records import Adapter, Event, Failure, Listener, Message, Round, adapter_header
+
+
+LARGEST = 1e15
+"""Largest weight or sum that a reply may hold; far above any count, far below what overflows."""
 
 
 @dataclass(slots=True)
@@ -107,7 +110,7 @@ class Federation:
             problem = (
                 outcome
                 if isinstance(outcome, Failure)
-                else self._problem(outcome, messages[0], expected, usable)
+                else _problem(outcome, messages[0], (expected, usable.keys()), gathered)
             )
             if isinstance(problem, Failure):
                 self.ledger.failures.append(problem)
@@ -127,23 +130,33 @@ class Federation:
         else:
             self.ledger.clear_bytes += up
 
-    def _problem(
-        self, reply: Message, sent: Message, expected: set[str], usable: Mapping[str, Message]
-    ) -> Failure | None:
-        try:
-            check_reply(reply, sent, expected, usable.keys())
-        except WireError as error:
-            return Failure(reply.client, sent.round, "rejected", str(error))
-        return None
+
+def _problem(
+    reply: Message, sent: Message, who: tuple[Collection[str], Collection[str]], gathered: bool
+) -> Failure | None:
+    try:
+        check_reply(reply, sent, who, gathered)
+    except WireError as error:
+        return Failure(reply.client, sent.round, "rejected", str(error))
+    return None
 
 
-def check_reply(reply: Message, sent: Message, expected: set[str], seen: Any) -> None:
+def check_reply(
+    reply: Message, sent: Message, who: tuple[Collection[str], Collection[str]], gathered: bool
+) -> None:
     """Refuse a reply that must not count.
+
+    Args:
+        reply: what came.
+        sent: what was asked.
+        who: the clients that were asked, and those whose reply is already here.
+        gathered: it is to be summed, so it must have a weight and sums.
 
     Raises:
         WireError: unknown or repeated client, another round or action, other arrays or shapes, a non-finite
             value, or a weight that is not a positive finite number.
     """
+    expected, seen = who
     if reply.client not in expected:
         raise WireError(f"reply of {reply.client!r}, who was not asked")
     if reply.client in seen:
@@ -152,17 +165,15 @@ def check_reply(reply: Message, sent: Message, expected: set[str], seen: Any) ->
         raise WireError(
             f"reply to {reply.action!r} of round {reply.round}; this is {sent.action!r} of {sent.round}"
         )
-    if reply.arrays or "weight" in reply.facts:
+    if gathered or reply.arrays:
         _check_update(reply, sent)
 
 
 def _check_update(reply: Message, sent: Message) -> None:
     weight, sums = reply.facts.get("weight"), reply.facts.get("sums")
-    if not isinstance(weight, int | float) or not math.isfinite(weight) or weight <= 0:
-        raise WireError(f"weight {weight!r}; expected a positive number")
-    if not isinstance(sums, dict) or not all(
-        isinstance(v, int | float) and math.isfinite(v) for v in sums.values()
-    ):
+    if not _is_number(weight) or weight <= 0:
+        raise WireError(f"weight {weight!r:.40}; expected a positive number")
+    if not isinstance(sums, dict) or not all(map(_is_number, sums.values())):
         raise WireError("a sum is missing or is not finite: training diverged; lower slm.tune.lr")
     if reply.arrays.keys() != sent.arrays.keys():
         odd = sorted(reply.arrays.keys() ^ sent.arrays.keys())[:1]
@@ -174,3 +185,8 @@ def _check_update(reply: Message, sent: Message) -> None:
             raise WireError(f"{name}: {array.dtype}{array.shape}, expected {sent.arrays[name].shape}")
         if not np.isfinite(array).all():
             raise WireError(f"{name}: a value is not finite: training diverged; lower slm.tune.lr")
+
+
+def _is_number(value: Any) -> bool:
+    """A number that can be summed: no NaN, no infinity, nothing so large that a float cannot hold it."""
+    return isinstance(value, int | float) and abs(value) <= LARGEST  # NaN is not below anything

@@ -5,6 +5,7 @@ Deployed, that is a list of one client; embedded, all of them, trained in stacks
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,16 @@ Evaluator = Callable[[Adapter | None, ByTask], Mapping[str, Any]]
 """(adapter or none, held-out examples by task) -> numbers by task."""
 
 
+KEPT = 3
+"""Rounds of which a client keeps its adapter."""
+
+
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What clients keep between rounds: one small file per client and round, the last two rounds of each."""
+    """What clients keep between rounds: a small file per client and round, the newest three of each.
+
+    Three, because a run may go on from the checkpoint before the newest while a later round had begun.
+    """
 
     folder: Path
 
@@ -35,16 +43,15 @@ class Store:
         return adapter_of(decode((self._folder(client) / f"{max(older):06d}.msg").read_bytes()))
 
     def write(self, client: str, round: int, adapter: Adapter) -> None:
-        """Keep an adapter; whatever is older than the round before goes."""
+        """Keep an adapter; the oldest go."""
         folder = self._folder(client)
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"adapter": adapter_header(adapter)}
         part = folder / f"{round:06d}.part"
         part.write_bytes(encode(Message(client, round, "keep", adapter.arrays, facts)))
         part.replace(folder / f"{round:06d}.msg")
-        for index in self._rounds(client):
-            if index < round - 1:
-                (folder / f"{index:06d}.msg").unlink()
+        for index in self._rounds(client)[:-KEPT]:
+            (folder / f"{index:06d}.msg").unlink()
 
     def _folder(self, client: str) -> Path:
         return self.folder / quote(client, safe=" ").replace(".", "%2E")
@@ -102,7 +109,9 @@ class Host:
 def _reply(message: Message, reply: Reply) -> Message:
     facts: dict[str, Any] = {**reply.facts}
     if reply.adapter is not None or reply.sums:
-        facts |= {"weight": reply.weight, "sums": dict(reply.sums)}
+        # null is refused by the server and recorded; NaN could not even be sent
+        sums = {name: value if math.isfinite(value) else None for name, value in reply.sums.items()}
+        facts |= {"weight": reply.weight, "sums": sums}
     arrays: Mapping[str, Any] = {}
     if reply.adapter is not None:
         facts["adapter"] = adapter_header(reply.adapter)
