@@ -207,6 +207,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}). Give the path of a YAML file."
         ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: not UTF-8 text ({error.reason}). Give the path of a YAML file."
+        ) from error
     return parse(text, str(path), overrides)
 
 
@@ -283,10 +287,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
     for depth, name in enumerate(parents):
         if isinstance(node, list):
             node = _item(node, name, override)
-            continue
-        if isinstance(node.get(name), str) and depth == 0 and name in SLOTS:
-            node[name] = {"name": node[name]}
-        node = node.setdefault(name, {})
+        else:
+            if isinstance(node.get(name), str) and depth == 0 and name in SLOTS:
+                node[name] = {"name": node[name]}
+            node = node.setdefault(name, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a group")
     try:
