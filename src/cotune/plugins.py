@@ -59,7 +59,7 @@ def module(slot: str, name: str) -> ModuleType:
         )
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{slot}: {name!r} cannot be imported ({error}). Is its package installed here?"
         ) from error
@@ -74,6 +74,8 @@ def config_class(slot: str, name: str) -> type[BaseModel]:
 def load(slot: str, name: str, options: Mapping[str, Any], **parts: Any) -> Any:
     """Build a plug-in from its options and the parts that `build.py` hands to its slot."""
     found = module(slot, name)
+    if not hasattr(found, "build"):
+        raise ConfigError(f"{slot}: {name!r} has no function `build`; see any file of cotune/{FOLDERS[slot]}")
     return found.build(config_class(slot, name).model_validate(dict(options)), **parts)
 
 
