@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cotune.models.causal_lm import Batch
+from cotune.models.causal_lm import Batch, Encoded
 from cotune.models.head import chunked, signal
 from cotune.models.learner import Learner
 from cotune.models.tune import RowOptimiser, target_states
@@ -55,29 +55,40 @@ class Mutual:
         slm_config = slm.config.model_copy(update={"lr": divergence.slm_lr or slm.config.lr})
         self.llm_rows = RowOptimiser(llm.stack, llm.config, [work])
         self.slm_rows = RowOptimiser(slm.stack, slm_config, [work])
-        self.sums, self.targets = torch.zeros(4), 0
+        self.sums, self.targets = torch.zeros(4, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
 
     def step(self, examples: Sequence[Example]) -> dict[str, float]:
         """One simultaneous update; returns the step's mean losses and its tokens."""
-        llm, slm = self.llm.lm, self.slm.lm
-        encoded = [llm.encode(example, self.llm.config.max_length) for example in examples]
-        batch = llm.batch(encoded)
-        hiddens = (target_states(llm, batch), target_states(slm, _on(batch, slm.device)))
-        loss, sums = mutual_loss(self.llm, self.slm, hiddens, batch.target, self.divergence)
+        encoded = [self.llm.lm.encode(example, self.llm.config.max_length) for example in examples]
+        batches = self._batches(encoded, examples)
+        hiddens = (target_states(self.llm.lm, batches[0]), target_states(self.slm.lm, batches[1]))
+        if self.divergence.weight > 0:
+            loss, sums = mutual_loss(self.llm, self.slm, hiddens, batches[0].target, self.divergence)
+        else:
+            loss, sums = label_loss((self.llm, self.slm), hiddens, batches)
         for_llm, for_slm = self.llm.stack.leaves, self.slm.stack.leaves
         grads = torch.autograd.grad(loss, [*for_llm, *for_slm])
         self.llm_rows.step(self.llm.stack.flatten(grads[: len(for_llm)]), 1)
         self.slm_rows.step(self.slm.stack.flatten(grads[len(for_llm) :]), 1)
+        targets = torch.tensor([len(batch.target) for batch in batches] * 2)
         self.sums += sums
-        self.targets += len(batch.target)
-        return {**named(sums / max(1, len(batch.target))), "tokens": sum(len(e.ids) for e in encoded)}
+        self.targets += targets
+        return {**named(sums / targets.clamp(min=1)), "tokens": sum(len(e.ids) for e in encoded)}
 
     def finish(self) -> tuple[Adapter, Adapter, dict[str, float]]:
         """The LLM's adapter, the SLM's, and mean losses over all steps."""
         [llm], [slm] = self.llm.stack.export(), self.slm.stack.export()
         self.llm.stack.load([])
         self.slm.stack.load([])
-        return llm, slm, named(self.sums / max(1, self.targets))
+        return llm, slm, named(self.sums / self.targets.clamp(min=1))
+
+    def _batches(self, encoded: Sequence[Encoded], examples: Sequence[Example]) -> tuple[Batch, Batch]:
+        """The same batch on both devices; on labels alone, each model reads the text in its own tokens."""
+        batch = self.llm.lm.batch(encoded)
+        if self.divergence.weight > 0:
+            return batch, _on(batch, self.slm.lm.device)
+        own = [self.slm.lm.encode(example, self.slm.config.max_length) for example in examples]
+        return batch, self.slm.lm.batch(own)
 
 
 def mutual_loss(
@@ -96,21 +107,38 @@ def mutual_loss(
         The scalar loss, differentiable in both hidden tensors; and four detached sums over positions:
         cross-entropy of f and g, divergence of f and g.
     """
-    sums = torch.zeros(4)
+    sums = torch.zeros(4, dtype=torch.float64)
 
     def part_loss(part: slice, hidden: tuple[Tensor, ...]) -> Tensor:
         f, g = llm.lm.project(hidden[0]), slm.lm.project(hidden[1]).to(hidden[0].device)
         ce_f = nn.functional.cross_entropy(f, target[part], reduction="sum")
         ce_g = nn.functional.cross_entropy(g, target[part], reduction="sum")
-        if how.weight == 0:
-            sums.add_(torch.stack([ce_f, ce_g, 0 * ce_f, 0 * ce_g]).detach().cpu())
-            return (ce_f + ce_g) / len(target)
         kl_f = how.loss(f, signal(g, how.temperature, how.top_k), how.temperature).sum()
         kl_g = how.loss(g, signal(f, how.temperature, how.top_k), how.temperature).sum()
         sums.add_(torch.stack([ce_f, ce_g, kl_f, kl_g]).detach().cpu())
         return (ce_f + ce_g + how.weight * (kl_f + kl_g)) / len(target)
 
     return chunked(part_loss, hiddens, llm.lm.vocab_size), sums
+
+
+def label_loss(
+    learners: tuple[Learner, Learner], hiddens: tuple[Tensor, Tensor], batches: tuple[Batch, Batch]
+) -> tuple[Tensor, Tensor]:
+    """Equation (6) with lambda 0: two cross-entropies, on texts that each model reads in its own tokens."""
+    losses = [
+        _cross_entropy(learner, hidden, batch.target)
+        for learner, hidden, batch in zip(learners, hiddens, batches, strict=True)
+    ]
+    sums = [float(loss.detach()) * len(batch.target) for loss, batch in zip(losses, batches, strict=True)]
+    return losses[0] + losses[1].to(losses[0].device), torch.tensor([*sums, 0.0, 0.0], dtype=torch.float64)
+
+
+def _cross_entropy(learner: Learner, hidden: Tensor, target: Tensor) -> Tensor:
+    def part_loss(part: slice, states: tuple[Tensor, ...]) -> Tensor:
+        logits = learner.lm.project(states[0])
+        return nn.functional.cross_entropy(logits, target[part], reduction="sum") / len(target)
+
+    return chunked(part_loss, (hidden,), learner.lm.vocab_size)
 
 
 def named(means: Tensor) -> dict[str, float]:
