@@ -89,8 +89,9 @@ class CausalLM:
         return out
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Next-token logits in float32, [positions, vocabulary], of hidden states [positions, width]."""
-        logits: Tensor = self.head(hidden).float()
+        """Next-token logits [positions, vocabulary] of hidden states [positions, width], float32 or better."""
+        logits: Tensor = self.head(hidden)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         config = self.model.config
         if getattr(config, "logits_scaling", None):
             logits = logits / config.logits_scaling
@@ -163,7 +164,7 @@ class CausalLM:
         ids = torch.arange(4, device=self.device)[None] % self.vocab_size
         with torch.no_grad():
             whole = self.model(input_ids=ids, use_cache=False).logits[0].float()
-            ours = self.project(self.hidden(ids)[0])
+            ours = self.project(self.hidden(ids)[0]).float()
         if not torch.allclose(whole, ours, rtol=1e-2, atol=1e-2):
             raise ModelError(
                 f"{type(self.model).__name__} changes its logits after the head in an unknown way "

@@ -39,7 +39,8 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loss: PartLoss, size: int, *hiddens: Tensor) -> Tensor:
         grads = [torch.zeros_like(h) for h in hiddens]
-        total = torch.zeros((), dtype=torch.float32, device=hiddens[0].device)
+        kind = torch.promote_types(hiddens[0].dtype, torch.float32)
+        total = torch.zeros((), dtype=kind, device=hiddens[0].device)
         for start in range(0, hiddens[0].shape[0], size):
             part = slice(start, min(start + size, hiddens[0].shape[0]))
             leaves = tuple(h[part].detach().requires_grad_() for h in hiddens)

@@ -3,6 +3,7 @@
 Origin: Hu et al. 2021, https://arxiv.org/abs/2106.09685 (the adapter); the stacking is ours.
 
 All values of client k lie in row k of one matrix [K, parameters]; the arrays a layer uses are views of it.
+They are float32, also on a bfloat16 base; float64 on a float64 base.
 A batch of K groups of rows meets adapter k in group k through one batched product, and the optimiser, the
 clipping and the export of a client touch one contiguous row. Layers are reached by forward hooks, so any
 linear class serves: torch's, GPT-2's Conv1D, or a quantised one.
@@ -52,6 +53,7 @@ class LoraStack:
     def __init__(self, lm: CausalLM, rank: int, alpha: float, targets: str | Sequence[str]) -> None:
         self.rank, self.alpha, self.base = rank, alpha, lm.fingerprint
         self.device = lm.device
+        self.kind = np.float64 if lm.model.dtype == torch.float64 else np.float32
         self.sites: list[_Site] = []
         self.values = torch.empty(0)
         self._pairs: list[tuple[Tensor, Tensor]] = []
@@ -73,7 +75,7 @@ class LoraStack:
         self._pairs = []
         if not rows:
             return
-        self.values = torch.from_numpy(np.stack(rows).astype(np.float32, copy=False)).to(self.device)
+        self.values = torch.from_numpy(np.stack(rows).astype(self.kind, copy=False)).to(self.device)
         for site in self.sites:
             middle = site.start + self.rank * site.num_in
             a = self._view(slice(site.start, middle), (self.rank, site.num_in))
@@ -108,8 +110,8 @@ class LoraStack:
         for site in self.sites:
             bound = 1 / math.sqrt(site.num_in)
             name_a, name_b = site.names()
-            arrays[name_a] = rng.uniform(-bound, bound, (self.rank, site.num_in)).astype(np.float32)
-            arrays[name_b] = np.zeros((site.num_out, self.rank), np.float32)
+            arrays[name_a] = rng.uniform(-bound, bound, (self.rank, site.num_in)).astype(self.kind)
+            arrays[name_b] = np.zeros((site.num_out, self.rank), self.kind)
         return Adapter(arrays, self.base, self.rank, self.alpha)
 
     def names(self) -> Iterator[str]:
@@ -214,6 +216,10 @@ def save_peft(adapter: Adapter, folder: Path, base_model: str) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+_NOT_PLAIN = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias")
+"""Settings of PEFT under which A and B alone, scaled by alpha / rank, are not the whole adapter."""
+
+
 def load_peft(folder: Path, base: str) -> Adapter:
     """Read a LoRA adapter in PEFT's format.
 
@@ -226,18 +232,19 @@ def load_peft(folder: Path, base: str) -> Adapter:
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
         arrays: Mapping[str, Any] = load_file(folder / "adapter_model.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"{folder}: no readable PEFT adapter ({error}). Expected adapter_config.json and "
             "adapter_model.safetensors."
         ) from error
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("rank_pattern"):
-        raise ModelError(f"{folder}: only plain LoRA adapters are supported, got {config.get('peft_type')}.")
+    odd = [name for name in _NOT_PLAIN if config.get(name)]
+    if config.get("peft_type") != "LORA" or odd:
+        came = ", ".join([str(config.get("peft_type")), *odd])
+        raise ModelError(f"{folder}: only plain LoRA adapters are supported, got {came}.")
     floats = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-    return Adapter(
-        floats, config.get("cotune_base_fingerprint", base), int(config["r"]), float(config["lora_alpha"])
-    )
+    return Adapter(floats, config.get("cotune_base_fingerprint", base), rank, alpha)
 
 
 def _targets(lm: CausalLM, targets: str | Sequence[str]) -> list[tuple[str, Any]]:

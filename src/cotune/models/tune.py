@@ -116,6 +116,8 @@ def plan_batches(
     lm: CausalLM, examples: Sequence[Example], config: TuneConfig, rng: np.random.Generator
 ) -> Plan:
     """Shuffled batches of similar length: `epochs` passes, the last one possibly a fraction."""
+    if not examples:
+        raise ValueError("a job without examples cannot be planned")
     encoded = [lm.encode(example, config.max_length) for example in examples]
     wanted = max(1, round(config.epochs * len(encoded)))
     batches: list[tuple[Encoded, ...]] = []
@@ -215,7 +217,7 @@ def _stack_loss(lm: CausalLM, active: Sequence[Sequence[Encoded]]) -> tuple[Tens
 
     def part_loss(part: slice, hidden: tuple[Tensor, ...]) -> Tensor:
         losses = nn.functional.cross_entropy(lm.project(hidden[0]), batch.target[part], reduction="none")
-        per_client.index_add_(0, client[part], losses.detach())
+        per_client.index_add_(0, client[part], losses.detach().to(per_client.dtype))
         return (losses * weight[part]).sum()
 
     loss = chunked(part_loss, (target_states(lm, batch),), lm.vocab_size)
