@@ -38,10 +38,12 @@ class Centralized:
         return State(llm=self.llm.fresh(seed))
 
     def server_round(self, state: State, round: Round, verbs: Verbs) -> tuple[State, Mapping[str, float]]:
-        """One round of the same tuning that clients do, on everybody's examples."""
+        """One round of the same tuning that clients do, on everybody's examples; without any, nothing changes."""
         replies = verbs.ask("upload", None, round)
         rows = [row for reply in replies for row in reply.facts["examples"]]
         examples = [*map(_example, rows), *self.public]
+        if not examples:
+            return state, {}
         server = Client("server", examples, round)
         if state.llm is None:
             raise ValueError("a state of another strategy was given to centralized")
