@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,6 +30,11 @@ from cotune.records import Adapter
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "c_attn", "query_key_value")
 """Endings of the layers that `targets: attention` means: query, key, value and output projections."""
+
+
+WEIGHTS = "adapter_model.safetensors"
+BASE = "cotune_base"
+"""Where the fingerprint of the base stands in the metadata of the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +213,10 @@ def save_peft(adapter: Adapter, folder: Path, base_model: str) -> None:
         "bias": "none",
         "inference_mode": True,
         "target_modules": paths,
-        "cotune_base_fingerprint": adapter.base,
     }
-    save_file(
-        {k: np.ascontiguousarray(v) for k, v in adapter.arrays.items()}, folder / "adapter_model.safetensors"
-    )
+    arrays = {k: np.ascontiguousarray(v) for k, v in adapter.arrays.items()}
+    # the base goes into the weights' metadata: PEFT warns of keys it does not know in the configuration
+    save_file(arrays, folder / WEIGHTS, metadata={"format": "pt", BASE: adapter.base})
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -233,7 +237,9 @@ def load_peft(folder: Path, base: str) -> Adapter:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        arrays: Mapping[str, Any] = load_file(folder / "adapter_model.safetensors")
+        arrays: Mapping[str, Any] = load_file(folder / WEIGHTS)
+        with safe_open(folder / WEIGHTS, "np") as file:
+            base = (file.metadata() or {}).get(BASE, base)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
             f"{folder}: no readable PEFT adapter ({error}). Expected adapter_config.json and "
@@ -244,7 +250,7 @@ def load_peft(folder: Path, base: str) -> Adapter:
         came = ", ".join([str(config.get("peft_type")), *odd])
         raise ModelError(f"{folder}: only plain LoRA adapters are supported, got {came}.")
     floats = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-    return Adapter(floats, config.get("cotune_base_fingerprint", base), rank, alpha)
+    return Adapter(floats, base, rank, alpha)
 
 
 def _targets(lm: CausalLM, targets: str | Sequence[str]) -> list[tuple[str, Any]]:
