@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from hypothesis import HealthCheck, settings
+
+import tiny
 
 torch.set_num_threads(1)
 settings.register_profile("ci", deadline=None, suppress_health_check=[HealthCheck.too_slow])

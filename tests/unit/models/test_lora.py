@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from safetensors.numpy import save_file
 from torch import nn
 
+import tiny
 from cotune.errors import ModelError
 from cotune.models.lora import LoraStack, load_peft, save_peft, stacked_product
 from cotune.records import derived_rng

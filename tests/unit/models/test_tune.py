@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch.nn import functional as F
 
+import tiny
 from cotune.config import TuneConfig
 from cotune.models.causal_lm import Encoded
 from cotune.models.lora import LoraStack
@@ -185,7 +185,8 @@ def optimiser(config: TuneConfig, work) -> tuple[LoraStack, RowOptimiser]:
 
 def test_the_first_step_of_adam_by_hand():
     # m / sqrt(v) after bias correction is g / |g| = 1 at the first step: every value moves by lr x factor.
-    # One step of span (0, 1): place 0.5, cosine factor (1 + cos(pi / 2)) / 2 = 0.5. Decay 0.1: x (1 - lr 0.5 0.1)
+    # One step of span (0, 1): place 0.5, cosine factor (1 + cos(pi / 2)) / 2 = 0.5. Decay 0.1:
+    # x (1 - lr 0.5 0.1)
     config = tiny.tune_config(lr=0.01, schedule="cosine", weight_decay=0.1, clip=1e9)
     stack, rows = optimiser(config, [(1, (0.0, 1.0))])
     before = stack.values.clone()
