@@ -17,7 +17,6 @@ from cotune.errors import WireError
 from cotune.protocols import Aggregator, Gathered, Transport
 from cotune.records import Adapter, Event, Failure, Listener, Message, Round, adapter_header
 
-
 LARGEST = 1e15
 """Largest weight or sum that a reply may hold; far above any count, far below what overflows."""
 

@@ -89,7 +89,7 @@ class CausalLM:
         return out
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Next-token logits [positions, vocabulary] of hidden states [positions, width], float32 or better."""
+        """Next-token logits [positions, vocabulary] of hidden states [positions, width], at least float32."""
         logits: Tensor = self.head(hidden)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         config = self.model.config

@@ -38,7 +38,7 @@ class Centralized:
         return State(llm=self.llm.fresh(seed))
 
     def server_round(self, state: State, round: Round, verbs: Verbs) -> tuple[State, Mapping[str, float]]:
-        """One round of the same tuning that clients do, on everybody's examples; without any, nothing changes."""
+        """One round of the same tuning that clients do, on everybody's examples, if there are any."""
         replies = verbs.ask("upload", None, round)
         rows = [row for reply in replies for row in reply.facts["examples"]]
         examples = [*map(_example, rows), *self.public]
