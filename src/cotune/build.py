@@ -18,6 +18,7 @@ from cotune.evaluate import answers, summary
 from cotune.federation import Federation
 from cotune.host import Evaluator, Host, Store
 from cotune.models import causal_lm, zoo
+from cotune.models.heal import Healing, heal
 from cotune.models.learner import Learner
 from cotune.models.lora import LoraStack, save_peft
 from cotune.models.shrink import shrink
@@ -107,12 +108,23 @@ def learner(role: str, config: Config, dataset: Dataset, watch: _Watch, note: No
 
 def cut(teacher: Path, how: ShrinkConfig, public: Sequence[Example]) -> Path:
     """The depth-pruned student of a teacher; made once for the same teacher, public texts and settings."""
-    texts = [example.prompt + example.completion for example in public[:SHRINK_TEXTS]]
-    words = json.dumps([zoo.fingerprint(teacher), how.layers, how.heal_steps, texts])
-    folder = cache_dir() / "students" / hashlib.sha256(words.encode()).hexdigest()[:16]
-    if not (folder / "cotune.json").is_file():
-        shrink(teacher, folder, layers=how.layers, texts=texts)
-    return folder
+    texts = [example.prompt + example.completion for example in public]
+    few = texts[:: max(1, len(texts) // SHRINK_TEXTS)][:SHRINK_TEXTS]
+    student = _student([zoo.fingerprint(teacher), how.layers, few])
+    if not student.exists():
+        shrink(teacher, student, layers=how.layers, texts=few)
+    if how.heal_steps == 0:
+        return student
+    healed = _student([student.name, how.heal_steps, texts])
+    if not healed.exists():
+        heal(student, teacher, healed, texts=texts, healing=Healing(steps=how.heal_steps))
+    return healed
+
+
+def _student(made_from: Sequence[Any]) -> Path:
+    """Where the student made from these values is kept; it appears there whole or not at all."""
+    digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+    return cache_dir() / "students" / digest
 
 
 SHRINK_TEXTS = 32

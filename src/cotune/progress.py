@@ -70,17 +70,16 @@ class Progress:
         return self._tokens / (now - self.phase_began) if now > self.phase_began else 0.0
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimated time to the end of the run; None before any work is done."""
+        """Estimated time to the end of the run; None before training: scoring says little about its pace."""
         pace = self._pace(now)
-        if pace is None:
+        if pace is None or self.round < self.plan.first_round:
             return None
-        is_training = self.round >= self.plan.first_round
-        ahead = set(self.plan.phases) - self._seen if is_training else set()
-        rounds = self.plan.num_rounds - (self.round if is_training else self.plan.first_round - 1)
+        ahead = set(self.plan.phases) - self._seen
         return (
             max(0.0, self._length_of_current(pace, now) - (now - self.phase_began))
             + sum(self._expected(phase, pace) for phase in ahead)
-            + rounds * sum(self._expected(phase, pace) for phase in {*self.plan.phases, *self._times})
+            + (self.plan.num_rounds - self.round)
+            * sum(self._expected(phase, pace) for phase in {*self.plan.phases, *self._times})
         )
 
     def _begin_phase(self, name: str, now: float) -> None:

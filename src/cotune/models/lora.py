@@ -215,8 +215,9 @@ def save_peft(adapter: Adapter, folder: Path, base_model: str) -> None:
         "target_modules": paths,
     }
     arrays = {k: np.ascontiguousarray(v) for k, v in adapter.arrays.items()}
-    # the base goes into the weights' metadata: PEFT warns of keys it does not know in the configuration
-    save_file(arrays, folder / WEIGHTS, metadata={"format": "pt", BASE: adapter.base})
+    # The base goes into the weights' metadata, for PEFT warns of keys it does not know in the configuration.
+    # One entry only: safetensors writes several in any order, and equal adapters shall have equal bytes.
+    save_file(arrays, folder / WEIGHTS, metadata={BASE: adapter.base})
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
