@@ -88,7 +88,7 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
 def learner(role: str, config: Config, dataset: Dataset, watch: _Watch, note: Note) -> Learner:
     """One role's model: found, cut if asked for, loaded, and given its adapters."""
     model: ModelConfig = getattr(config, role)
-    folder, name = Path(zoo.resolve(model.model, progress=note)), model.model
+    folder, name = Path(zoo.resolve(model.model, revision=model.revision, progress=note)), model.model
     if model.shrink is not None:
         note(f"cutting {model.model} to {model.shrink.layers} layers")
         folder = cut(folder, model.shrink, dataset.public)

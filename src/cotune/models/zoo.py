@@ -95,12 +95,13 @@ def pull(name: str, *, source: Source = "auto", progress: Progress | None = None
     )
 
 
-def resolve(name: str, *, progress: Progress | None = None) -> Path:
+def resolve(name: str, *, revision: str | None = None, progress: Progress | None = None) -> Path:
     """The folder of a model: from the catalogue (pulled if missing), a local path, or the hub.
 
     Args:
         name: `smollm2-135m`, `./folder`, `/folder`, or `org/name`. A catalogue name wins over a folder of
             the same name; write `./name` for the folder.
+        revision: branch, tag or commit of a hub id; by default its main branch.
         progress: told one line a step when something has to be fetched.
 
     Raises:
@@ -120,7 +121,7 @@ def resolve(name: str, *, progress: Progress | None = None) -> Path:
             f"model {name!r} not found; expected one of {known}, a folder, or a hub id like org/name.{hint}"
         )
     try:
-        return _snapshot(name)
+        return _snapshot(name, revision)
     except UserError as error:
         raise ModelError(
             f"model {name!r} not found. Tried folder {name!r}: there is none; hub: {error}. By hand, where "
@@ -282,7 +283,7 @@ def _verify(weights: Path, card: ModelCard) -> None:
         )
 
 
-def _snapshot(hub_id: str) -> Path:
+def _snapshot(hub_id: str, revision: str | None = None) -> Path:
     """A hub model in the hub's own cache: what is there already, else downloaded; offline is respected.
 
     Raises:
@@ -291,12 +292,15 @@ def _snapshot(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     with suppress(Exception):  # not there, or there in part: ask the hub
-        kept = snapshot_download(hub_id, local_files_only=True, allow_patterns=_HUB_FILES)
+        kept = snapshot_download(
+            hub_id, revision=revision, local_files_only=True, allow_patterns=_HUB_FILES
+        )
         return _checked_folder(Path(kept))
     try:
         with silence():
             folder = snapshot_download(
                 hub_id,
+                revision=revision,
                 etag_timeout=_HUB_TIMEOUT_SECONDS,
                 allow_patterns=_HUB_FILES,
                 ignore_patterns=_HUB_REFUSED,
