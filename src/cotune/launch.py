@@ -102,15 +102,15 @@ def _stoppable(folder: Path) -> Iterator[None]:
     """Ctrl-C and SIGTERM end the run at once; the last checkpoint is whole."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
-        raise Interrupted("interrupted before anything was saved")
+        raise KeyboardInterrupt  # not an Exception, so that nothing on the way up takes it for a failure
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except Interrupted as stopped:
+    except KeyboardInterrupt as stopped:
         if (folder / "checkpoints").is_dir():
             raise Interrupted(f"interrupted. Go on with: cotune resume {folder}") from stopped
-        raise
+        raise Interrupted("interrupted before anything was saved") from stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
