@@ -7,7 +7,7 @@ divergence, clients that never receive the co-tuned adapter) the paper is follow
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -109,6 +109,16 @@ def _named(losses: Mapping[str, float]) -> dict[str, float]:
     return {f"loss_{name}": value for name, value in losses.items()}
 
 
+def _try(loss: Callable[..., object], top_k: int | None) -> None:
+    """Let a divergence that cannot use such a signal say so before anything is trained."""
+    import torch
+
+    from cotune.models.head import signal
+
+    logits = torch.zeros(1, 3)
+    loss(logits, signal(logits, 1.0, top_k and min(top_k, 2)), 1.0)
+
+
 def build(config: Config, parts: Parts) -> FedCoLLM:
     """The strategy, with the divergence that the configuration names."""
     from cotune import plugins
@@ -119,4 +129,5 @@ def build(config: Config, parts: Parts) -> FedCoLLM:
         check_vocabularies(parts.learners["llm"].lm, parts.learners["slm"].lm)
     loss = plugins.module("loss", config.loss).loss
     weight, temperature, top_k = config.distill_weight, config.temperature, config.top_k
+    _try(loss, top_k)
     return FedCoLLM(config, parts, Divergence(loss, weight, temperature, top_k, config.public_lr))
