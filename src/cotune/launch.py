@@ -39,10 +39,8 @@ def start(path: Path, overrides: Sequence[str], out: Path | None, console: Conso
     folder = out or _free_folder(path.stem)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         holds = "a run" if (folder / CONFIG).is_file() else "something else"
-        cure = f"cotune resume {folder}, or " if (folder / "checkpoints").is_dir() else ""
-        raise ConfigError(
-            f"--out {folder}: in use, it holds {holds}. {cure[:1].upper()}{cure[1:]}give another name."
-        )
+        cure = f"Go on with it: cotune resume {folder} . Or g" if (folder / CONFIG).is_file() else "G"
+        raise ConfigError(f"--out {folder}: in use, it holds {holds}. {cure}ive another name.")
     return run(config, folder, console)
 
 
