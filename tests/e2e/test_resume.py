@@ -1,0 +1,259 @@
+"""Runs that are killed, stopped, or short of disk go on to the same end as runs that are not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+import tiny
+from cotune import checkpoint, launch, report, session
+from cotune.errors import ConfigError, Interrupted, RunError
+
+ROUNDS = 3
+STOPS = """
+import os, signal, sys
+from cotune import build, cli
+
+made = build.session
+
+def session(config, out, listener, *more):
+    def hear(event):
+        if (event.round, event.phase, event.done) == (2, "tune", 1):
+            os.kill(os.getpid(), getattr(signal, {name!r}))
+        listener(event)
+    return made(config, out, hear, *more)
+
+build.session = session
+cli.main()
+"""
+
+
+def command(code: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """A real process, as a person starts it."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=100,
+    )
+
+
+def start(small: Path, out: Path, **changes):
+    config = out.with_suffix(".yaml")
+    config.write_text(tiny.write_config(small, rounds=ROUNDS, **changes).read_text())
+    return launch.start(config, [], out, Console(stderr=True, quiet=True))
+
+
+def resume(out: Path):
+    return launch.resume(out, Console(stderr=True, quiet=True))
+
+
+def lines(out: Path):
+    return [{k: v for k, v in r.items() if k not in ("seconds", "phases")} for r in report.read_rounds(out)]
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    assert lines(one) == lines(other)
+    for file in (one / "adapters").rglob("*.safetensors"):
+        assert file.read_bytes() == (other / file.relative_to(one)).read_bytes()
+    for file in (one / "clients").rglob(f"{ROUNDS:06d}.msg"):
+        assert file.read_bytes() == (other / file.relative_to(one)).read_bytes()
+    assert (other / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGKILL", -signal.SIGKILL), ("SIGTERM", 130)])
+def test_a_run_that_is_killed_in_round_2_is_resumed_to_the_same_end(small, tmp_path, name, code):
+    config = tmp_path / "run.yaml"
+    config.write_text(tiny.write_config(small, rounds=ROUNDS).read_text())
+    out = tmp_path / "killed"
+    stopped = command(STOPS.format(name=name), "run", config, "--out", out)
+    assert stopped.returncode == code, stopped.stderr
+    assert [record["round"] for record in report.read_rounds(out)] == [0, 1]
+    assert not (out / "results.json").exists()
+    if code == 130:
+        assert stopped.stdout == ""
+        assert stopped.stderr.endswith(f"cotune: interrupted. Go on with: cotune resume {out}\n")
+        assert "Traceback" not in stopped.stderr
+    resume(out)
+    start(small, tmp_path / "whole")
+    assert_same_end(tmp_path / "whole", out)
+
+
+class Stop(Exception):
+    """Something that nobody expected."""
+
+
+def stop_in(monkeypatch, round: int, phase: str = "gather", done: int = 3) -> None:
+    """Every run from now on ends in `round`, once all clients have done their work."""
+    made = launch_build().session
+
+    def session(config, out, listener, *more):
+        def hear(event):
+            if (event.round, event.phase, event.done) == (round, phase, done):
+                raise Stop("out of luck")
+            listener(event)
+
+        return made(config, out, hear, *more)
+
+    monkeypatch.setattr(launch_build(), "session", session)
+
+
+def launch_build():
+    from cotune import build
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("strategy", "round"),
+    [("standalone", 1), ("standalone", 2), ("standalone", 3), ("fedavg", 2), ("fedcollm", 3)],
+)
+def test_an_unexpected_failure_is_one_line_with_the_command_that_resumes(
+    small, tmp_path, monkeypatch, strategy, round
+):
+    """The clients have kept their adapters of the round that failed; they must not start from those."""
+    start(small, tmp_path / "whole", strategy=strategy)
+    with monkeypatch.context() as patch:
+        stop_in(patch, round)
+        with pytest.raises(RunError, match=f"Stop: out of luck .*cotune resume {tmp_path / 'torn'}"):
+            start(small, tmp_path / "torn", strategy=strategy)
+    assert "out of luck" in (tmp_path / "torn" / "error.log").read_text()
+    resume(tmp_path / "torn")
+    assert_same_end(tmp_path / "whole", tmp_path / "torn")
+
+
+@pytest.mark.parametrize("strategy", ["standalone", "fedcollm"])
+def test_a_torn_newest_checkpoint_costs_one_round(small, tmp_path, monkeypatch, strategy):
+    start(small, tmp_path / "whole", strategy=strategy)
+    with monkeypatch.context() as patch:
+        stop_in(patch, 3)
+        with pytest.raises(RunError):
+            start(small, tmp_path / "torn", strategy=strategy)
+    newest = tmp_path / "torn" / "checkpoints" / "000002.ckpt"
+    newest.write_bytes(newest.read_bytes()[:100])
+    resume(tmp_path / "torn")
+    assert_same_end(tmp_path / "whole", tmp_path / "torn")
+
+
+def test_a_line_that_was_lost_after_its_checkpoint_is_written_again(small, tmp_path, monkeypatch):
+    start(small, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_in(patch, 2)
+        with pytest.raises(RunError):
+            start(small, tmp_path / "torn")
+    path = tmp_path / "torn" / "rounds.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])  # the line of round 1, torn
+    resume(tmp_path / "torn")
+    assert_same_end(tmp_path / "whole", tmp_path / "torn")
+
+
+def test_partial_participation_resumes_with_what_each_client_kept(small, tmp_path, monkeypatch):
+    changes = {
+        "strategy": "standalone",
+        "cohort__fraction": 0.5,
+        "data__partition": {"name": "iid", "clients": 4},
+    }
+    start(small, tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch:
+        stop_in(patch, 3, done=2)
+        with pytest.raises(RunError):
+            start(small, tmp_path / "torn", **changes)
+    resume(tmp_path / "torn")
+    assert_same_end(tmp_path / "whole", tmp_path / "torn")
+
+
+def test_a_finished_run_is_resumed_without_work(small, tmp_path):
+    first = start(small, tmp_path / "out")
+    before = tiny.adapter_bytes(tmp_path / "out")
+    again = resume(tmp_path / "out")
+    assert again["metrics"] == first["metrics"]
+    assert tiny.adapter_bytes(tmp_path / "out") == before
+    assert len(report.read_rounds(tmp_path / "out")) == ROUNDS + 1
+
+
+def test_another_configuration_in_the_folder_is_refused(small, tmp_path):
+    out = tmp_path / "out"
+    start(small, out, strategy="fedavg")
+    path = out / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 3", "seed: 4"))
+    before = (out / "results.json").read_bytes()
+    with pytest.raises(ConfigError, match="made by experiment"):
+        resume(out)
+    assert (out / "results.json").read_bytes() == before
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
+    with pytest.raises(ConfigError, match=r"no run to resume, config\.yaml is missing"):
+        resume(tmp_path)
+
+
+def test_a_folder_in_use_is_not_touched(small, tmp_path):
+    out = tmp_path / "out"
+    start(small, out, strategy="fedavg")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=f"in use, it holds a run. Go on with it: cotune resume {out} "):
+        start(small, out, strategy="fedavg")
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(small, tmp_path, monkeypatch):
+    start(small, tmp_path / "whole")
+    out = tmp_path / "full"
+    good = checkpoint.os.fsync
+    with monkeypatch.context() as patch:
+        calls = []
+
+        def fsync(number):
+            calls.append(number)
+            if len(calls) > 4:  # a checkpoint and a line of each of rounds 0 and 1
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            good(number)
+
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(RunError, match=f"No space left on device.*cotune resume {out}") as caught:
+            start(small, out)
+    assert caught.value.exit_code == 3
+    assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["000000.ckpt", "000001.ckpt"]
+    resume(out)
+    assert_same_end(tmp_path / "whole", out)
+
+
+def test_an_interruption_is_not_taken_for_a_failure_on_its_way(small, tmp_path, monkeypatch):
+    """The live view swallows what goes wrong in it; a signal that arrives there must come through."""
+
+    def hear(self, event, now):
+        if event.round == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("cotune.progress.Progress.hear", hear)
+    with pytest.raises(Interrupted, match="cotune resume"):
+        start(small, tmp_path / "out", strategy="fedavg")
+
+
+def test_a_stop_before_anything_is_saved_says_so_and_leaves_no_folder(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "run", lambda *_: None)
+    monkeypatch.setattr(launch_build(), "session", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted, match="before anything was saved"):
+        start(small, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_can_be_moved_before_it_is_resumed(small, tmp_path, monkeypatch):
+    start(small, tmp_path / "whole", strategy="standalone")
+    with monkeypatch.context() as patch:
+        stop_in(patch, 2)
+        with pytest.raises(RunError):
+            start(small, tmp_path / "here", strategy="standalone")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    resume(tmp_path / "there")
+    assert_same_end(tmp_path / "whole", tmp_path / "there")
