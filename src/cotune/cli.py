@@ -45,17 +45,18 @@ Out = Annotated[Path | None, typer.Option("--out", help="folder to write to")]
 def main() -> None:
     """Entry point: mistakes end with one message and the exit code of their kind."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # the code of a typer.Exit, and 130 of Ctrl-C, are returned
     except CotuneError as error:
         _fail(str(error), error.exit_code)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
     except typer.Abort:
         _fail("aborted", 130)
     except Exception as error:
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own usage errors
             _fail(error.format_message() + " See --help.", 2)
         raise
+    if code == 130:
+        _fail("interrupted", 130)
+    sys.exit(code)
 
 
 def _fail(message: str, code: int) -> None:
