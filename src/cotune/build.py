@@ -110,9 +110,9 @@ def cut(teacher: Path, how: ShrinkConfig, public: Sequence[Example]) -> Path:
     """The depth-pruned student of a teacher; made once for the same teacher, public texts and settings."""
     texts = [example.prompt + example.completion for example in public]
     few = texts[:: max(1, len(texts) // SHRINK_TEXTS)][:SHRINK_TEXTS]
-    student = _student([zoo.fingerprint(teacher), how.layers, few])
+    student = _student([zoo.fingerprint(teacher), how.layers, how.method, few])
     if not student.exists():
-        shrink(teacher, student, layers=how.layers, texts=few)
+        shrink(teacher, student, layers=how.layers, texts=few, method=how.method)
     if how.heal_steps == 0:
         return student
     healed = _student([student.name, how.heal_steps, texts])

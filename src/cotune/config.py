@@ -29,6 +29,9 @@ class ShrinkConfig(Settings):
     """Cut the model by depth before use (see `cotune.models.shrink`)."""
 
     layers: int = Field(gt=0, description="decoder layers to keep")
+    method: Literal["greedy", "influence"] = Field(
+        "greedy", description="how the layers to drop are found; influence takes seconds, greedy half a minute"
+    )
     heal_steps: int = Field(0, ge=0, description="distillation steps from the uncut model on public examples")
 
 

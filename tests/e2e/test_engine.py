@@ -207,6 +207,21 @@ def test_a_faulty_network_leaves_the_run_going(small, tmp_path, strategy, seed):
     assert all(np.isfinite(array).all() for array in arrays(out).values())
 
 
+@pytest.mark.parametrize("lost", [("client-2",), ("client-1", "client-2", "client-3")])
+def test_an_evaluation_that_does_not_come_back_is_left_out(small, tmp_path, lost):
+    out = tmp_path / "out"
+    out.mkdir()
+    ready = tiny.ready(small, out, strategy="fedavg", rounds=1)
+    network = Faulty(ready.federation.transport, seed=0)
+    network._fate = lambda reply: [] if reply.client in lost and reply.action == "evaluate" else [reply]
+    ready.federation.transport = network
+    found = session.run(ready, out)
+    assert found["status"] == "done"
+    assert set(found["metrics"]["clients"]) == {"client-1", "client-2", "client-3"} - set(lost)
+    (out / "config.yaml").write_text("seed: 3")
+    assert report.render(out).is_file()
+
+
 def test_a_lost_client_is_as_if_it_had_not_been_asked(small, tmp_path):
     """Two of three reply: their mean, not two thirds of it."""
     out = tmp_path / "out"

@@ -36,16 +36,28 @@ cli.main()
 """
 
 
-def command(code: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """A real process, as a person starts it."""
+@pytest.fixture(scope="module")
+def stopped(small, tmp_path_factory) -> dict[str, tuple[Path, int, str, str]]:
+    """Two real processes, each stopped by a signal in round 2: folder, exit code, what they printed."""
+    folder = tmp_path_factory.mktemp("stopped")
+    config = folder / "run.yaml"
+    config.write_text(tiny.write_config(small, rounds=ROUNDS).read_text())
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=100,
-    )
+    running = {}
+    for name in ("SIGKILL", "SIGTERM"):
+        line = [
+            sys.executable,
+            "-c",
+            STOPS.format(name=name),
+            "run",
+            str(config),
+            "--out",
+            str(folder / name),
+        ]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        running[name] = subprocess.Popen(line, env=environment, **pipes)
+    ended = {name: process.communicate(timeout=100) for name, process in running.items()}
+    return {name: (folder / name, running[name].returncode, *texts) for name, texts in ended.items()}
 
 
 def start(small: Path, out: Path, **changes):
@@ -72,18 +84,17 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGKILL", -signal.SIGKILL), ("SIGTERM", 130)])
-def test_a_run_that_is_killed_in_round_2_is_resumed_to_the_same_end(small, tmp_path, name, code):
-    config = tmp_path / "run.yaml"
-    config.write_text(tiny.write_config(small, rounds=ROUNDS).read_text())
-    out = tmp_path / "killed"
-    stopped = command(STOPS.format(name=name), "run", config, "--out", out)
-    assert stopped.returncode == code, stopped.stderr
+def test_a_process_that_is_stopped_in_round_2_is_resumed_to_the_same_end(
+    stopped, small, tmp_path, name, code
+):
+    out, found, printed, noted = stopped[name]
+    assert found == code, noted
     assert [record["round"] for record in report.read_rounds(out)] == [0, 1]
     assert not (out / "results.json").exists()
-    if code == 130:
-        assert stopped.stdout == ""
-        assert stopped.stderr.endswith(f"cotune: interrupted. Go on with: cotune resume {out}\n")
-        assert "Traceback" not in stopped.stderr
+    if name == "SIGTERM":
+        assert printed == ""
+        assert noted.endswith(f"cotune: interrupted. Go on with: cotune resume {out}\n")
+        assert "Traceback" not in noted
     resume(out)
     start(small, tmp_path / "whole")
     assert_same_end(tmp_path / "whole", out)
