@@ -55,7 +55,9 @@ def stopped(small, tmp_path_factory) -> dict[str, tuple[Path, int, str, str]]:
             str(folder / name),
         ]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        running[name] = subprocess.Popen(line, env=environment, **pipes)
+        running[name] = subprocess.Popen(
+            [sys.executable, "-c", STOPS.format(name=name), *words], env=environment, **pipes
+        )
     ended = {name: process.communicate(timeout=100) for name, process in running.items()}
     return {name: (folder / name, running[name].returncode, *texts) for name, texts in ended.items()}
 
@@ -84,9 +86,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGKILL", -signal.SIGKILL), ("SIGTERM", 130)])
-def test_a_process_that_is_stopped_in_round_2_is_resumed_to_the_same_end(
-    stopped, small, tmp_path, name, code
-):
+def test_a_process_stopped_in_round_2_is_resumed_to_the_same_end(stopped, small, tmp_path, name, code):
     out, found, printed, noted = stopped[name]
     assert found == code, noted
     assert [record["round"] for record in report.read_rounds(out)] == [0, 1]
