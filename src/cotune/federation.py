@@ -170,7 +170,7 @@ def check_reply(
 
 def _check_update(reply: Message, sent: Message) -> None:
     weight, sums = reply.facts.get("weight"), reply.facts.get("sums")
-    if not _is_number(weight) or weight <= 0:
+    if weight is None or not _is_number(weight) or weight <= 0:
         raise WireError(f"weight {weight!r:.40}; expected a positive number")
     if not isinstance(sums, dict) or not all(map(_is_number, sums.values())):
         raise WireError("a sum is missing or is not finite: training diverged; lower slm.tune.lr")
