@@ -45,15 +45,7 @@ def stopped(small, tmp_path_factory) -> dict[str, tuple[Path, int, str, str]]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = {}
     for name in ("SIGKILL", "SIGTERM"):
-        line = [
-            sys.executable,
-            "-c",
-            STOPS.format(name=name),
-            "run",
-            str(config),
-            "--out",
-            str(folder / name),
-        ]
+        words = ["run", str(config), "--out", str(folder / name)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         running[name] = subprocess.Popen(
             [sys.executable, "-c", STOPS.format(name=name), *words], env=environment, **pipes
