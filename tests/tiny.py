@@ -30,10 +30,14 @@ COLOURS = ("red", "blue", "green")
 
 
 @cache
-def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte: any text has tokens, and their number can be counted by hand."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE({t: i for i, t in enumerate(["<s>", "</s>", *alphabet])}, []))
+def tokenizer(is_turned: bool = False) -> PreTrainedTokenizerFast:
+    """One token a byte: any text has tokens, and their number can be counted by hand.
+
+    Turned round, the same tokens have other numbers: the first is the last.
+    """
+    tokens = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens = tokens[::-1] if is_turned else tokens
+    raw = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, []))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")

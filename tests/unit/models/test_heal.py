@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import tiny
 from cotune.errors import ModelError
 from cotune.models.causal_lm import load
 from cotune.models.heal import Healing, divergence, heal
@@ -13,14 +13,6 @@ from cotune.models.shrink import shrink
 
 TEXTS = [f"Question: what is {i} and {i}? Answer: it is {2 * i}." for i in range(8)]
 QUICK = Healing(steps=6, rows=4, lr=3e-3)
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE({t: i for i, t in enumerate(["<s>", "</s>", *alphabet])}, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
 
 
 def llama(vocab_size: int = 258) -> LlamaForCausalLM:
@@ -38,7 +30,7 @@ def pair(tmp_path, monkeypatch) -> tuple[Path, Path]:
     monkeypatch.setenv("COTUNE_CACHE", str(tmp_path / "cache"))
     teacher = tmp_path / "teacher"
     llama().save_pretrained(teacher)
-    byte_tokenizer().save_pretrained(teacher)
+    tiny.tokenizer().save_pretrained(teacher)
     return teacher, shrink(teacher, tmp_path / "student", layers=2, texts=TEXTS)
 
 
@@ -90,7 +82,7 @@ def test_other_vocabularies_and_existing_folders_are_refused(pair, tmp_path):
     teacher, student = pair
     other = tmp_path / "other"
     llama(vocab_size=300).save_pretrained(other)
-    byte_tokenizer().save_pretrained(other)
+    tiny.tokenizer().save_pretrained(other)
     with pytest.raises(ModelError, match="different vocabularies"):
         heal(student, other, tmp_path / "out", texts=TEXTS, healing=QUICK)
     with pytest.raises(ModelError, match="exists already"):

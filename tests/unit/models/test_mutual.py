@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
 
 import tiny
 from cotune.errors import ModelError
@@ -165,23 +164,8 @@ def test_weight_zero_does_not_let_a_side_notice_its_peer(pair):
     assert all(np.array_equal(found[0].arrays[n], found[1].arrays[n]) for n in found[0].arrays)
 
 
-def shifted_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes with other numbers: the order of the tokens is turned round."""
-    data = tiny.tokenizer().backend_tokenizer.to_str()
-    from tokenizers import Tokenizer
-
-    raw = Tokenizer.from_str(data)
-    vocab = raw.get_vocab()
-    from tokenizers import decoders, models, pre_tokenizers
-
-    turned = Tokenizer(models.BPE({t: len(vocab) - 1 - i for t, i in vocab.items()}, []))
-    turned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    turned.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=turned, bos_token="<s>", eos_token="</s>")
-
-
 def test_on_labels_alone_each_model_reads_its_own_tokens(pair):
-    foreign = learner("slm", CausalLM(tiny.llama(2), shifted_tokenizer(), "foreign"))
+    foreign = learner("slm", CausalLM(tiny.llama(2), tiny.tokenizer(is_turned=True), "foreign"))
     how = replace(PLAIN, weight=0.0)
     losses = Mutual(pair[0], foreign, how, starts((pair[0], foreign)), ALL_STEPS).step(EXAMPLES)
     foreign.stack.load([tiny.random_adapter(foreign.stack, 1)])
@@ -199,7 +183,7 @@ def test_other_vocabularies_are_refused_with_both_sizes():
     with pytest.raises(ModelError, match=r"300 and 258 logits.*slm.shrink.*strategy.distill_weight=0"):
         check_vocabularies(large, small)
     with pytest.raises(ModelError, match="different vocabularies"):
-        check_vocabularies(small, CausalLM(tiny.llama(), shifted_tokenizer(), "foreign"))
+        check_vocabularies(small, CausalLM(tiny.llama(), tiny.tokenizer(is_turned=True), "foreign"))
     check_vocabularies(small, tiny.lm(3, layers=1))
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,11 +15,11 @@ from transformers import (
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
+import tiny
 from cotune.errors import ModelError
 from cotune.models import shrink as shrink_module
 from cotune.models.causal_lm import CausalLM
@@ -29,14 +28,6 @@ from cotune.models.shrink import block_distances, block_influence, choose_layers
 
 TEXTS = [f"Question: what is {i} and {i}? Answer: it is {2 * i}." for i in range(5)]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 258}
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    raw = Tokenizer(models.BPE({t: i for i, t in enumerate(["<s>", "</s>", *alphabet])}, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
 
 
 def build(family: str, seed: int = 0) -> torch.nn.Module:
@@ -61,12 +52,12 @@ FAMILIES = ("llama", "qwen2", "gemma3", "gpt2", "opt")
 
 
 def wrap(model: torch.nn.Module) -> CausalLM:
-    return CausalLM(model, byte_tokenizer(), "tiny")
+    return CausalLM(model, tiny.tokenizer(), "tiny")
 
 
 def save(model: torch.nn.Module, folder: Path) -> Path:
     model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -172,11 +163,11 @@ def test_student_is_an_ordinary_model_equal_to_the_teacher_without_those_layers(
     small, whole = (AutoModelForCausalLM.from_pretrained(p).eval() for p in (student, teacher))
     assert small.config.num_hidden_layers == 2
     assert small.num_parameters() < whole.num_parameters()
-    ids = torch.tensor([byte_tokenizer()(TEXTS[0])["input_ids"]])
+    ids = torch.tensor([tiny.tokenizer()(TEXTS[0])["input_ids"]])
     with torch.no_grad(), LayerStack(whole).only(kept):
         torch.testing.assert_close(small(ids).logits, whole(ids, use_cache=False).logits)
     assert (
-        AutoTokenizer.from_pretrained(student)("hello")["input_ids"] == byte_tokenizer()("hello")["input_ids"]
+        AutoTokenizer.from_pretrained(student)("hello")["input_ids"] == tiny.tokenizer()("hello")["input_ids"]
     )
 
 
