@@ -14,9 +14,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cotune import checkpoint, outcomes, report
 from cotune.checkpoint import Checkpoint
 from cotune.data import Dataset
+from cotune.errors import RunError
 from cotune.federation import Federation
 from cotune.host import Evaluator
 from cotune.protocols import State, Strategy
@@ -69,11 +72,23 @@ def run(session: Session, out: Path) -> Record:
         with clock.phase("co-tune"):
             state, losses = session.strategy.server_round(state, now, session.federation)
         clock.move("co-tune", "tune", session.federation.ledger.seconds)
+        _refuse_divergence(state, now)
         state = _finish_round(session, out, now, state, clock, losses).state
     results = summarise(session, out, time.monotonic() - began)
     session.save_adapters(out / "adapters", state)
     report.write_results(out, results)
     return results
+
+
+def _refuse_divergence(state: State, now: Round) -> None:
+    """What the server learned must be finite; a client's update has been checked when it came."""
+    for role, adapter in (("slm", state.slm), ("llm", state.llm)):
+        if adapter is not None and not all(np.isfinite(array).all() for array in adapter.arrays.values()):
+            raise RunError(
+                f"round {now.index}: the {role} adapter is not finite: training on the server diverged. The "
+                f"checkpoint of round {now.index - 1} is whole, but going on from it would end here again: "
+                "lower llm.tune.lr (or strategy.public_lr) and start anew with another --out."
+            )
 
 
 class _Clock:
