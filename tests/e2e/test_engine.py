@@ -12,6 +12,7 @@ import pytest
 
 import tiny
 from cotune import config, report, session
+from cotune.errors import RunError
 from cotune.models.lora import load_peft
 from faulty import Faulty
 
@@ -261,6 +262,56 @@ def test_a_client_that_diverges_is_refused_and_the_run_goes_on(small, tmp_path):
     assert {f["kind"] for f in failures} == {"rejected"}
     assert "lower slm.tune.lr" in failures[0]["reason"]
     assert not any(arrays(tmp_path / "out")[n].any() for n in arrays(tmp_path / "out") if "lora_B" in n)
+
+
+def test_a_server_that_diverges_ends_the_run_with_the_last_good_checkpoint(small, tmp_path):
+    with pytest.raises(RunError, match=r"round 1: the (slm|llm) adapter is not finite.*lower llm.tune.lr"):
+        tiny.run(small, tmp_path / "out", llm__tune={"lr": 1e30, "batch_size": 2})
+    assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["000000.ckpt"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_clients_with_their_own_kinds_of_text(small, tmp_path, strategy):
+    """One client a domain, each measured on its own questions, as in the quickstart."""
+    partition = {"name": "by_key", "key": "domain"}
+    found = tiny.run(small, tmp_path / "out", strategy=strategy, data__partition=partition)
+    if "slm" in found["metrics"]:
+        assert set(found["metrics"]["clients"]) == {"places", "colours"}
+        assert found["metrics"]["slm"]["multiple_choice"]["after"]["n"] == 12  # 6 of each
+        assert found["gain"]["slm"]["clients"] == 2
+    (tmp_path / "out" / "config.yaml").write_text("seed: 3")
+    assert report.render(tmp_path / "out").is_file()
+
+
+def test_free_text_is_tuned_and_scored_by_rouge(small, tmp_path):
+    items = [{"instruction": f"say {i}", "output": f"it is {i % 3}", "id": f"i{i}"} for i in range(20)]
+    data = tiny.write_rows(tmp_path / "rows.jsonl", items)
+    source = {"task": "instruction", "data": str(data), "test_rows": 2, "public_rows": 4}
+    found = tiny.run(
+        small,
+        tmp_path / "out",
+        data={"sources": [source], "partition": {"name": "iid", "clients": 2}},
+        rounds=1,
+        evaluate__every=0,
+    )
+    numbers = found["metrics"]["slm"]["instruction"]["after"]
+    assert 0 <= numbers["rouge_l"] <= 1
+    assert "accuracy" not in numbers
+
+
+def test_a_bfloat16_base_has_float32_adapters(small, tmp_path):
+    tiny.run(small, tmp_path / "out", runtime__dtype="bfloat16", runtime__device="cpu")
+    assert {a.dtype for a in arrays(tmp_path / "out").values()} == {np.dtype(np.float32)}
+
+
+def test_a_shrunk_student_is_cut_once(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("COTUNE_CACHE", str(tmp_path / "cache"))
+    slm = {**tiny.raw_config(small)["slm"], "model": str(small / "llm"), "shrink": {"layers": 2}}
+    for name in ("one", "two"):
+        tiny.run(small, tmp_path / name, slm=slm, rounds=1)
+    assert tiny.adapter_bytes(tmp_path / "one") == tiny.adapter_bytes(tmp_path / "two")
+    students = [p for p in (tmp_path / "cache" / "students").iterdir() if (p / "config.json").is_file()]
+    assert len(students) == 1
 
 
 def test_ten_thousand_clients(small, tmp_path):
