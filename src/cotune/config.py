@@ -30,7 +30,7 @@ class ShrinkConfig(Settings):
 
     layers: int = Field(gt=0, description="decoder layers to keep")
     method: Literal["greedy", "influence"] = Field(
-        "greedy", description="how the layers to drop are found; influence takes seconds, greedy half a minute"
+        "greedy", description="how the layers to drop are found; influence is quick, greedy steadier"
     )
     heal_steps: int = Field(0, ge=0, description="distillation steps from the uncut model on public examples")
 

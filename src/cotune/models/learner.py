@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from cotune.config import TuneConfig
 from cotune.models.causal_lm import CausalLM
 from cotune.models.lora import LoraStack
-from cotune.models.tune import Tick, Tuned, TuneJob, tune
+from cotune.models.tune import Tick, TuneJob, Tuned, batch_order, tune
 from cotune.protocols import Client
-from cotune.records import Adapter, derived_rng
+from cotune.records import Adapter, Example, derived_rng
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,15 @@ class Learner:
             for c, start in zip(clients, starts, strict=True)
         ]
         return self.tune(jobs)
+
+    def batches(
+        self, examples: Sequence[Example], epochs: float, rng: np.random.Generator
+    ) -> list[list[Example]]:
+        """Shuffled batches of examples of similar length in this model's tokens, `epochs` passes."""
+        lengths = [len(self.lm.encode(example, self.config.max_length).ids) for example in examples]
+        wanted = int(epochs * len(examples) + 0.5)
+        order = batch_order(lengths, wanted, self.config.batch_size, rng)
+        return [[examples[i] for i in batch] for batch in order]
 
     def tune(self, jobs: Sequence[TuneJob]) -> list[Tuned]:
         """Train the adapters of several jobs (see `cotune.models.tune`)."""

@@ -120,22 +120,26 @@ def plan_batches(
         raise ValueError("a job without examples cannot be planned")
     encoded = [lm.encode(example, config.max_length) for example in examples]
     wanted = max(1, round(config.epochs * len(encoded)))
-    batches: list[tuple[Encoded, ...]] = []
-    while wanted > 0:
-        order = rng.permutation(len(encoded))[:wanted]
-        wanted -= len(order)
-        batches += _bucketed([encoded[i] for i in order], config.batch_size, rng)
-    return Plan(tuple(batches))
+    order = batch_order([len(e.ids) for e in encoded], wanted, config.batch_size, rng)
+    return Plan(tuple(tuple(encoded[i] for i in batch) for batch in order))
 
 
-def _bucketed(rows: list[Encoded], size: int, rng: np.random.Generator) -> list[tuple[Encoded, ...]]:
-    """Batches whose rows come from the same stretch of a shuffled order and have similar lengths."""
+def batch_order(lengths: Sequence[int], wanted: int, size: int, rng: np.random.Generator) -> list[list[int]]:
+    """`wanted` row numbers in batches: pass after pass over all rows, each shuffled anew.
+
+    The rows of a batch come from the same stretch of the shuffled order and have similar lengths.
+    """
     window = size * 8
-    batches = []
-    for start in range(0, len(rows), window):
-        part = sorted(rows[start : start + window], key=lambda row: len(row.ids))
-        batches += [tuple(part[i : i + size]) for i in range(0, len(part), size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
+    batches: list[list[int]] = []
+    while wanted > 0:
+        order = rng.permutation(len(lengths))[:wanted].tolist()
+        wanted -= len(order)
+        one_pass: list[list[int]] = []
+        for start in range(0, len(order), window):
+            part = sorted(order[start : start + window], key=lambda row: lengths[row])
+            one_pass += [part[i : i + size] for i in range(0, len(part), size)]
+        batches += [one_pass[i] for i in rng.permutation(len(one_pass))]
+    return batches
 
 
 def stacks(plans: Sequence[Plan], limit: int) -> list[list[int]]:

@@ -7,14 +7,14 @@ divergence, clients that never receive the co-tuned adapter) the paper is follow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from cotune.plugins import PluginConfig
 from cotune.protocols import Client, Parts, Reply, State, Verbs
-from cotune.records import Adapter, Example, Round
+from cotune.records import Adapter, Round
 
 if TYPE_CHECKING:
     from cotune.models.mutual import Divergence
@@ -80,7 +80,7 @@ class FedCoLLM:
 
         assert state.slm is not None
         assert state.llm is not None
-        batches = list(self._batches(round))
+        batches = self.llm.batches(self.public, self.config.public_epochs, round.rng("public"))
         if not batches:
             return state, {}
         mutual = Mutual(
@@ -92,17 +92,6 @@ class FedCoLLM:
             verbs.progress("co-tune", step + 1, len(batches), tokens=tokens, **_named(losses))
         llm, slm, means = mutual.finish()
         return state.replace(llm=llm, slm=slm), means
-
-    def _batches(self, round: Round) -> Iterator[Sequence[Example]]:
-        """`public_epochs` passes over the public set in batches, shuffled anew each time."""
-        rng = round.rng("public")
-        wanted = int(self.config.public_epochs * len(self.public) + 0.5)
-        size = self.llm.config.batch_size
-        while wanted > 0:
-            order = rng.permutation(len(self.public))[:wanted]
-            wanted -= len(order)
-            for start in range(0, len(order), size):
-                yield [self.public[i] for i in order[start : start + size]]
 
 
 def _named(losses: Mapping[str, float]) -> dict[str, float]:
