@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from cotune.records import Adapter, Array, Example, Facts, Failure, Message, Round
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cotune.models.learner import Learner
 
 

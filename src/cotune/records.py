@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
 
-Array = npt.NDArray[Any]
+    Array = npt.NDArray[Any]
+else:
+    Array = Any  # numpy is imported where it is used, so that the command line starts fast
 Facts = Mapping[str, Any]
 """JSON values: str, int, float, bool, None, lists and string-keyed dicts of them."""
 
@@ -119,6 +120,8 @@ class Round:
 
 def derived_rng(seed: int, *purpose: str) -> np.random.Generator:
     """A generator for one purpose; the same words always give the same stream, on every machine."""
+    import numpy as np
+
     digest = hashlib.sha256("\x1f".join((str(seed), *purpose)).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, dtype=np.uint32))
 
@@ -190,6 +193,8 @@ def adapter_digest(adapter: Adapter | None) -> str:
     """SHA-256 of an adapter's values by name, in hex; empty for none."""
     if adapter is None:
         return ""
+    import numpy as np
+
     digest = hashlib.sha256(adapter.base.encode())
     for name in sorted(adapter.arrays):
         digest.update(name.encode())

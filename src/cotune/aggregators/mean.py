@@ -6,8 +6,7 @@ Paper: McMahan et al. 2017, https://arxiv.org/abs/1602.05629 (FedAvg); FedCoLLM 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-
-import numpy as np
+from typing import Any
 
 from cotune.plugins import PluginConfig
 from cotune.records import Array
@@ -22,8 +21,10 @@ class Mean:
 
     def fold(self, updates: Iterable[tuple[Mapping[str, Array], float]]) -> dict[str, Array]:
         """Mean of arrays by name, in each array's own type."""
+        import numpy as np  # here, so that reading `Config` starts fast
+
         total: dict[str, Array] = {}
-        kinds: dict[str, np.dtype] = {}
+        kinds: dict[str, Any] = {}
         weights = 0.0
         for arrays, weight in updates:
             weights += weight

@@ -10,7 +10,7 @@ import numpy as np
 from cotune.config import TuneConfig
 from cotune.models.causal_lm import CausalLM
 from cotune.models.lora import LoraStack
-from cotune.models.tune import Tick, TuneJob, Tuned, batch_order, tune
+from cotune.models.tune import Tick, Tuned, TuneJob, batch_order, tune
 from cotune.protocols import Client
 from cotune.records import Adapter, Example, derived_rng
 
