@@ -292,9 +292,7 @@ def _snapshot(hub_id: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     with suppress(Exception):  # not there, or there in part: ask the hub
-        kept = snapshot_download(
-            hub_id, revision=revision, local_files_only=True, allow_patterns=_HUB_FILES
-        )
+        kept = snapshot_download(hub_id, revision=revision, local_files_only=True, allow_patterns=_HUB_FILES)
         return _checked_folder(Path(kept))
     try:
         with silence():
