@@ -21,7 +21,7 @@ from cotune.models.head import chunked
 from cotune.models.lora import LoraStack
 from cotune.records import Adapter, Example
 
-PADDING_LIMIT = 1.5
+PADDING_LIMIT = 1.25
 """A client joins a stack only while padded tokens stay under this multiple of real ones."""
 
 Tick = Callable[[int, int, int, float], None]
