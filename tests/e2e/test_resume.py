@@ -60,6 +60,20 @@ def start(small: Path, out: Path, **changes):
     return launch.start(config, [], out, Console(stderr=True, quiet=True))
 
 
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """The folder of a run of a strategy that nothing stopped; made once each."""
+    made: dict[str, Path] = {}
+
+    def of(strategy: str = "fedcollm") -> Path:
+        if strategy not in made:
+            made[strategy] = tmp_path_factory.mktemp("whole") / strategy
+            start(small, made[strategy], strategy=strategy)
+        return made[strategy]
+
+    return of
+
+
 def resume(out: Path):
     return launch.resume(out, Console(stderr=True, quiet=True))
 
@@ -78,7 +92,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGKILL", -signal.SIGKILL), ("SIGTERM", 130)])
-def test_a_process_stopped_in_round_2_is_resumed_to_the_same_end(stopped, small, tmp_path, name, code):
+def test_a_process_stopped_in_round_2_is_resumed_to_the_same_end(stopped, small, whole, tmp_path, name, code):
     out, found, printed, noted = stopped[name]
     assert found == code, noted
     assert [record["round"] for record in report.read_rounds(out)] == [0, 1]
@@ -88,8 +102,7 @@ def test_a_process_stopped_in_round_2_is_resumed_to_the_same_end(stopped, small,
         assert noted.endswith(f"cotune: interrupted. Go on with: cotune resume {out}\n")
         assert "Traceback" not in noted
     resume(out)
-    start(small, tmp_path / "whole")
-    assert_same_end(tmp_path / "whole", out)
+    assert_same_end(whole(), out)
 
 
 class Stop(Exception):
@@ -122,22 +135,20 @@ def launch_build():
     [("standalone", 1), ("standalone", 2), ("standalone", 3), ("fedavg", 2), ("fedcollm", 3)],
 )
 def test_an_unexpected_failure_is_one_line_with_the_command_that_resumes(
-    small, tmp_path, monkeypatch, strategy, round
+    small, whole, tmp_path, monkeypatch, strategy, round
 ):
     """The clients have kept their adapters of the round that failed; they must not start from those."""
-    start(small, tmp_path / "whole", strategy=strategy)
     with monkeypatch.context() as patch:
         stop_in(patch, round)
         with pytest.raises(RunError, match=f"Stop: out of luck .*cotune resume {tmp_path / 'torn'}"):
             start(small, tmp_path / "torn", strategy=strategy)
     assert "out of luck" in (tmp_path / "torn" / "error.log").read_text()
     resume(tmp_path / "torn")
-    assert_same_end(tmp_path / "whole", tmp_path / "torn")
+    assert_same_end(whole(strategy), tmp_path / "torn")
 
 
 @pytest.mark.parametrize("strategy", ["standalone", "fedcollm"])
-def test_a_torn_newest_checkpoint_costs_one_round(small, tmp_path, monkeypatch, strategy):
-    start(small, tmp_path / "whole", strategy=strategy)
+def test_a_torn_newest_checkpoint_costs_one_round(small, whole, tmp_path, monkeypatch, strategy):
     with monkeypatch.context() as patch:
         stop_in(patch, 3)
         with pytest.raises(RunError):
@@ -145,11 +156,10 @@ def test_a_torn_newest_checkpoint_costs_one_round(small, tmp_path, monkeypatch, 
     newest = tmp_path / "torn" / "checkpoints" / "000002.ckpt"
     newest.write_bytes(newest.read_bytes()[:100])
     resume(tmp_path / "torn")
-    assert_same_end(tmp_path / "whole", tmp_path / "torn")
+    assert_same_end(whole(strategy), tmp_path / "torn")
 
 
-def test_a_line_that_was_lost_after_its_checkpoint_is_written_again(small, tmp_path, monkeypatch):
-    start(small, tmp_path / "whole")
+def test_a_line_that_was_lost_after_its_checkpoint_is_written_again(small, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_in(patch, 2)
         with pytest.raises(RunError):
@@ -157,7 +167,7 @@ def test_a_line_that_was_lost_after_its_checkpoint_is_written_again(small, tmp_p
     path = tmp_path / "torn" / "rounds.jsonl"
     path.write_bytes(path.read_bytes()[:-30])  # the line of round 1, torn
     resume(tmp_path / "torn")
-    assert_same_end(tmp_path / "whole", tmp_path / "torn")
+    assert_same_end(whole(), tmp_path / "torn")
 
 
 def test_partial_participation_resumes_with_what_each_client_kept(small, tmp_path, monkeypatch):
@@ -209,8 +219,7 @@ def test_a_folder_in_use_is_not_touched(small, tmp_path):
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(small, tmp_path, monkeypatch):
-    start(small, tmp_path / "whole")
+def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(small, whole, tmp_path, monkeypatch):
     out = tmp_path / "full"
     good = checkpoint.os.fsync
     with monkeypatch.context() as patch:
@@ -228,7 +237,7 @@ def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(small, tmp_path,
     assert caught.value.exit_code == 3
     assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["000000.ckpt", "000001.ckpt"]
     resume(out)
-    assert_same_end(tmp_path / "whole", out)
+    assert_same_end(whole(), out)
 
 
 def test_an_interruption_is_not_taken_for_a_failure_on_its_way(small, tmp_path, monkeypatch):
@@ -251,12 +260,11 @@ def test_a_stop_before_anything_is_saved_says_so_and_leaves_no_folder(small, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_can_be_moved_before_it_is_resumed(small, tmp_path, monkeypatch):
-    start(small, tmp_path / "whole", strategy="standalone")
+def test_a_run_can_be_moved_before_it_is_resumed(small, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_in(patch, 2)
         with pytest.raises(RunError):
             start(small, tmp_path / "here", strategy="standalone")
     shutil.move(tmp_path / "here", tmp_path / "there")
     resume(tmp_path / "there")
-    assert_same_end(tmp_path / "whole", tmp_path / "there")
+    assert_same_end(whole("standalone"), tmp_path / "there")
