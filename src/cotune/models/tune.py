@@ -258,20 +258,24 @@ class RowOptimiser:
             row, optimiser = self.rows[k], self.optimisers[k]
             row.grad = grads[k]
             nn.utils.clip_grad_norm_(row, self.config.clip)
-            steps, (start, end) = self.work[k]
-            place = start + (end - start) * (self.taken + 0.5) / max(steps, 1)
-            optimiser.param_groups[0]["lr"] = self.config.lr * lr_factor(self.config, place)
+            steps, span = self.work[k]
+            share = lr_factor(self.config, (self.taken + 0.5) / max(steps, 1), span)
+            optimiser.param_groups[0]["lr"] = self.config.lr * share
             optimiser.step()
         self.taken += 1
 
 
-def lr_factor(config: TuneConfig, place: float) -> float:
-    """Share of the peak learning rate at `place` in [0, 1] of the whole run."""
-    if place < config.warmup:
-        return place / config.warmup
-    rest = (place - config.warmup) / max(1e-9, 1 - config.warmup)
+def lr_factor(config: TuneConfig, done: float, span: tuple[float, float] = (0.0, 1.0)) -> float:
+    """Share of the peak learning rate when `done` in [0, 1] of a job is over.
+
+    The schedule runs over the whole run, of which the job covers `span`. The warm-up is the job's own: its
+    optimiser starts without memory, and its first steps would be as long as the largest.
+    """
+    start, end = span
+    place = start + (end - start) * done
+    warm = min(1.0, done / config.warmup) if config.warmup else 1.0
     if config.schedule == "linear":
-        return 1 - rest
+        return warm * (1 - place)
     if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * rest))
-    return 1.0
+        return warm * 0.5 * (1 + math.cos(math.pi * place))
+    return warm

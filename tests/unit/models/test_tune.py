@@ -219,14 +219,13 @@ def test_clients_that_are_done_stand_still():
     ("schedule", "place", "factor"),
     [
         ("constant", 0.7, 1.0),
-        ("linear", 0.1, 1.0),  # the warm-up ends at 0.1
-        ("linear", 0.55, 0.5),  # (0.55 - 0.1) / 0.9 = half way
+        ("linear", 0.1, 0.9),  # the warm-up ends at 0.1
+        ("linear", 0.55, 0.45),  # 1 - 0.55
         ("linear", 1.0, 0.0),
-        ("cosine", 0.1, 1.0),
-        ("cosine", 0.55, 0.5),
-        ("cosine", 0.325, 0.8535534),  # a quarter: (1 + cos(pi / 4)) / 2
+        ("cosine", 0.5, 0.5),
+        ("cosine", 0.25, 0.8535534),  # a quarter: (1 + cos(pi / 4)) / 2
         ("cosine", 1.0, 0.0),
-        ("cosine", 0.05, 0.5),  # half of the warm-up
+        ("cosine", 0.05, 0.4969221),  # half of the warm-up: (1 + cos(pi / 20)) / 4
         ("constant", 0.0, 0.0),
     ],
 )
