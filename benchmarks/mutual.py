@@ -30,8 +30,12 @@ def dense(f, g, head_f, head_g, ids, mask):
     targets = labels.masked_fill(~keep, -100).flatten()
     ce_f = cross_entropy(zf.flatten(0, 1), targets)
     ce_g = cross_entropy(zg.flatten(0, 1), targets)
-    kl_f = (kl_div(log_f, log_g.detach(), log_target=True, reduction="none").sum(-1) * keep).sum() / keep.sum()
-    kl_g = (kl_div(log_g, log_f.detach(), log_target=True, reduction="none").sum(-1) * keep).sum() / keep.sum()
+    kl_f = (
+        kl_div(log_f, log_g.detach(), log_target=True, reduction="none").sum(-1) * keep
+    ).sum() / keep.sum()
+    kl_g = (
+        kl_div(log_g, log_f.detach(), log_target=True, reduction="none").sum(-1) * keep
+    ).sum() / keep.sum()
     return ce_f + ce_g + kl_f + kl_g, (ce_f, ce_g, kl_f, kl_g)
 
 
@@ -157,7 +161,9 @@ def one(scope: str, variant: str) -> dict:
 
 def compared(runs: list[dict]) -> dict:
     """Ratios and the largest differences."""
-    losses = max(abs(a - b) for r in runs for a, b in zip(r["cotune"]["losses"], r["dense"]["losses"], strict=True))
+    losses = max(
+        abs(a - b) for r in runs for a, b in zip(r["cotune"]["losses"], r["dense"]["losses"], strict=True)
+    )
     return {
         "peak_ratio": median(r["cotune"]["peak_bytes"] / r["dense"]["peak_bytes"] for r in runs),
         "time_ratio": median(r["cotune"]["seconds"] / r["dense"]["seconds"] for r in runs),

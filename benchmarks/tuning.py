@@ -39,7 +39,9 @@ def examples(lm: causal_lm.CausalLM, count: int, length: int, seed: int) -> list
     return rows
 
 
-def bare_peft(folder: Path, lm: causal_lm.CausalLM, rows: list[Example], config: TuneConfig) -> Callable[[], int]:
+def bare_peft(
+    folder: Path, lm: causal_lm.CausalLM, rows: list[Example], config: TuneConfig
+) -> Callable[[], int]:
     """The loop people write by hand: PEFT model, labels in, loss out, AdamW, clipping."""
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, lora_dropout=0.0))
@@ -76,7 +78,9 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def alternate(a: Callable[[], object], b: Callable[[], object], turns: int) -> tuple[list[float], list[float]]:
+def alternate(
+    a: Callable[[], object], b: Callable[[], object], turns: int
+) -> tuple[list[float], list[float]]:
     """Times of a and b, taken in turn after one warm-up each."""
     a(), b()
     pairs = [(seconds(a), seconds(b)) for _ in range(turns)]
@@ -93,14 +97,19 @@ def main() -> None:
     folder = Path(zoo.resolve(options.model))
     lm = causal_lm.load(folder, zoo.fingerprint(folder), device="cpu")
     stack = LoraStack(lm, 8, 16.0, TARGETS)
-    found: dict[str, object] = {"command": "python benchmarks/tuning.py --model smollm2-135m", "threads": torch.get_num_threads()}
+    found: dict[str, object] = {
+        "command": "python benchmarks/tuning.py --model smollm2-135m",
+        "threads": torch.get_num_threads(),
+    }
 
     config = TuneConfig(batch_size=8, lr=1e-4)
     rows = examples(lm, 16, 64, 0)
     fresh = stack.fresh(np.random.default_rng(0))
     plain = bare_peft(folder, lm, rows, config)
     ours, theirs = alternate(
-        lambda: tune(lm, stack, [TuneJob(rows, fresh, np.random.default_rng(0))], config), plain, options.turns
+        lambda: tune(lm, stack, [TuneJob(rows, fresh, np.random.default_rng(0))], config),
+        plain,
+        options.turns,
     )
     ratio = [t / o for o, t in zip(ours, theirs, strict=True)]
     tokens = sum(len(lm.encode(row, 512).ids) for row in rows)

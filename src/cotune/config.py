@@ -46,7 +46,7 @@ class LoraConfig(Settings):
 
 
 class TuneConfig(Settings):
-    """How a model is tuned; the defaults are FedCoLLM's (docs/papers, FedMKT tutorial)."""
+    """How a model is tuned; FedCoLLM names none, so the defaults are its code's and FedMKT's tutorial."""
 
     epochs: float = Field(1.0, gt=0, description="passes over the examples in one round; may be a fraction")
     batch_size: int = Field(8, gt=0)
@@ -54,7 +54,9 @@ class TuneConfig(Settings):
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "cosine", description="over the whole run, not over one round"
     )
-    warmup: float = Field(0.008, ge=0, lt=1, description="share of a round's steps in which lr rises linearly")
+    warmup: float = Field(
+        0.008, ge=0, lt=1, description="share of a round's steps in which lr rises linearly"
+    )
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, gt=0, description="largest gradient norm per client")
     max_length: int = Field(512, gt=1, description="tokens; longer examples lose the start of their prompt")

@@ -53,7 +53,19 @@ def resume(folder: Path, console: Console) -> dict[str, Any]:
     path = folder / CONFIG
     if not path.is_file():
         raise ConfigError(f"{folder}: no run to resume, {CONFIG} is missing. Start one: cotune run CONFIG")
-    return run(configs.load(path), folder, console)
+    config = configs.load(path)
+    if _is_done(config, folder):
+        console.print(f"{folder}: all {config.rounds} rounds are done, nothing to resume", highlight=False)
+        return report.read_results(folder)
+    return run(config, folder, console)
+
+
+def _is_done(config: Config, folder: Path) -> bool:
+    """Whether the folder holds the results of all rounds of this very configuration."""
+    if not (folder / report.RESULTS).is_file():
+        return False
+    results = report.read_results(folder)
+    return (results.get("fingerprint"), results.get("rounds")) == (configs.fingerprint(config), config.rounds)
 
 
 def run(config: Config, folder: Path, console: Console) -> dict[str, Any]:
