@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cotune import plugins
@@ -22,7 +21,9 @@ from cotune.errors import ConfigError, suggestion
 class Settings(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False, defer_build=True
+    )
 
 
 class ShrinkConfig(Settings):
@@ -221,6 +222,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     """Check YAML text; `where` names it in messages."""
+    import yaml  # here, so that `cotune schema` starts fast
+
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -255,6 +258,8 @@ def from_dict(raw: Mapping[str, Any], where: str = "config") -> Config:
 
 def dump(config: Config) -> str:
     """The resolved configuration as YAML; `load` of it gives the same value."""
+    import yaml
+
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -284,6 +289,8 @@ def json_schema() -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
+    import yaml
+
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override!r}: expected path=value, e.g. --set slm.tune.lr=1e-3")

@@ -34,7 +34,7 @@ FOLDERS: Mapping[str, str] = {
 class PluginConfig(BaseModel):
     """Options of one plug-in."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
 
 def names(slot: str) -> tuple[str, ...]:
