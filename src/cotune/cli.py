@@ -208,7 +208,12 @@ def pull(
     """Fetch a model, check its hash, convert it once, and keep it."""
     from cotune.models import zoo
 
-    path = zoo.pull(name, source=source.value, progress=_note)
+    is_hub_id = "/" in name
+    path = (
+        zoo.resolve(name, progress=_note)
+        if is_hub_id
+        else zoo.pull(name, source=source.value, progress=_note)
+    )
     if as_json:
         _print({"name": name, "path": str(path), "fingerprint": zoo.fingerprint(path)})
     else:
