@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from cotune.chart import SLOTS, Series, Span, bar_chart, dumbbell, line_chart, share_bar
-from cotune.scores import Change, client_changes, headline, mapping, mean_score, metric_name, number, score_of
+from cotune.changes import Change, client_changes, headline, mapping, mean_score, metric_name, number, score_of
 from cotune.tables import amount, duration, percent
 
 Record = Mapping[str, Any]

@@ -20,6 +20,8 @@ from cotune.errors import ConfigError, suggestion
 FOLDERS: Mapping[str, str] = {
     "strategy": "strategies",
     "selector": "selectors",
+    "score": "scores",
+    "policy": "policies",
     "allocator": "allocators",
     "loss": "losses",
     "aggregator": "aggregators",

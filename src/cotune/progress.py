@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cotune.records import Event
-from cotune.scores import number
+from cotune.changes import number
 from cotune.tables import printable
 
 PHASES: Mapping[str, float] = {

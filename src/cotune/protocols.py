@@ -5,14 +5,15 @@ A plug-in never imports another one: what it needs is handed to it by `build.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cotune.records import Adapter, Array, Example, Facts, Failure, Message, Round
 
 if TYPE_CHECKING:
     import numpy as np
+    import numpy.typing as npt
 
     from cotune.models.learner import Learner
 
@@ -31,12 +32,18 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One client as a step sees it: its examples, its randomness, and what it kept from earlier rounds."""
+    """One client as a step sees it: its examples, its randomness, and what it kept from earlier rounds.
+
+    `memo` is what the same selector noted in its step before this one; `used` are the rows of `examples` that
+    it chose in earlier rounds.
+    """
 
     id: str
     examples: Sequence[Example]
     round: Round
     kept: Adapter | None = None
+    memo: Mapping[str, Array] = field(default_factory=dict)
+    used: frozenset[int] = frozenset()
 
     def rng(self, purpose: str) -> np.random.Generator:
         """The only source of randomness in a client's step."""
@@ -48,14 +55,19 @@ class Reply:
     """What a client's step returns.
 
     `adapter` and `sums` may be added up over clients (`gather`): the adapter with `weight`, each of `sums` as
-    it is. `facts` are read one by one (`ask`). `keep` stays on the client and never travels.
+    it is. `facts` and `arrays` are read one by one (`ask`). What follows stays on the client and never
+    travels: `keep`; `memo`, for the next step of the same selector; and `chosen`, the rows of the client's
+    examples, in their order of use, that it trains on from now on.
     """
 
     adapter: Adapter | None = None
     weight: float = 1.0
     sums: Mapping[str, float] = field(default_factory=dict)
     facts: Facts = field(default_factory=dict)
+    arrays: Mapping[str, Array] = field(default_factory=dict)
     keep: Adapter | None = None
+    memo: Mapping[str, Array] = field(default_factory=dict)
+    chosen: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +91,20 @@ class Verbs(Protocol):
     def gather(self, action: str, adapter: Adapter | None, round: Round) -> Gathered:
         """Every client of the cohort does `action`; the server learns sums only."""
 
-    def ask(self, action: str, adapter: Adapter | None, round: Round) -> list[Message]:
-        """Every client of the cohort does `action`; replies arrive one by one, in the clear, sorted."""
+    def ask(
+        self,
+        action: str,
+        adapter: Adapter | None,
+        round: Round,
+        told: Mapping[str, Facts] | None = None,
+    ) -> list[Message]:
+        """Every client of the cohort does `action`; replies arrive one by one, in the clear, sorted.
+
+        `told` asks its keys instead of the cohort, and tells each of them something of its own.
+        """
+
+    def refuse(self, reply: Message, reason: str) -> None:
+        """Record that a reply which had come does not count."""
 
     def progress(self, phase: str, done: int, total: int, **facts: Any) -> None:
         """Tell whoever watches."""
@@ -105,6 +129,103 @@ class Strategy(Protocol):
         """What the clients of one process do when asked for `action`; one reply each, in order."""
 
 
+class Given(NamedTuple):
+    """What a message brought to a client: an adapter, and facts meant for this client alone."""
+
+    adapter: Adapter | None
+    facts: Facts
+
+
+class Selector(Protocol):
+    """Which private examples to train on: a server half that reconciles, and a client half that proposes and
+    picks. Only what its replies hold crosses."""
+
+    def is_due(self, round: Round) -> bool:
+        """Whether it chooses anew before this round."""
+
+    asks_all: bool
+    """Everybody is asked, not only the cohort: what is chosen now is still in use in later rounds."""
+
+    def server_select(self, state: State, round: Round, verbs: Verbs) -> dict[str, int]:
+        """Let the clients of `round.cohort` choose; returns how many examples each of them has chosen."""
+
+    def client_step(self, action: str, given: Sequence[Given], clients: Sequence[Client]) -> list[Reply]:
+        """What the clients of one process do when asked for `action`; one reply each, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """What one client may choose from, as a score sees it."""
+
+    examples: Sequence[Example]
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """When a policy chooses, and what it needs to know besides the scores.
+
+    round and num_rounds: of the run, from 1; used: rows chosen in earlier rounds; rng: its randomness.
+    """
+
+    round: int
+    num_rounds: int
+    rng: np.random.Generator
+    used: frozenset[int] = frozenset()
+
+
+class Reader(Protocol):
+    """A model that scores and clusters are read from; nothing is trained."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights, without adapter."""
+
+    def mount(self, adapter: Adapter | None) -> None:
+        """Read with this adapter from now on; None: the bare model."""
+
+    def log_probs(self, pairs: Sequence[tuple[str, str]]) -> LogProbs:
+        """Log-probability of each target after its context, for (context, target) pairs."""
+
+    def features(self, texts: Sequence[str], dimensions: int | None, seed: int) -> Array:
+        """Features of texts, float32 [texts, dimensions]: one vector a text that every reader of the same model
+        and seed computes alike; None: all features, unprojected."""
+
+
+class LogProbs(Protocol):
+    """sums: log-probability of each whole target in nats, float64 [targets]; counts: its tokens, int64."""
+
+    @property
+    def sums(self) -> Array: ...
+    @property
+    def counts(self) -> Array: ...
+
+
+class Score(Protocol):
+    """One number for each example; its module also says what it needs.
+
+    `NEEDS`: a frozenset of `completion`, `log_probs`, `features`.
+    """
+
+    def template(self) -> Mapping[str, Array]:
+        """Zeros in the shape of what `share` returns; empty where clients score on their own."""
+
+    def share(self, pools: Sequence[Pool], reader: Reader) -> list[Mapping[str, Array]]:
+        """Arrays that are summed over clients before anybody scores; one mapping a pool."""
+
+    def score(
+        self, pools: Sequence[Pool], reader: Reader, shared: Mapping[str, Array]
+    ) -> list[npt.NDArray[np.float64]]:
+        """[examples] of each pool; higher comes first. `shared` is the sum over clients."""
+
+
+class Policy(Protocol):
+    """Scores to rows; every policy works with every score."""
+
+    def choose(self, scores: npt.NDArray[np.float64], stage: Stage) -> npt.NDArray[np.int64]:
+        """Rows of `scores` [n], without repeats, in the order of their use; may be empty."""
+
+
 class Aggregator(Protocol):
     """Many weighted updates into one."""
 
@@ -120,6 +241,17 @@ class Transport(Protocol):
 
     def send(self, messages: Sequence[Message]) -> Iterator[tuple[Message | Failure, int, int]]:
         """Each outcome with the bytes that went down and came up for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectorParts:
+    """What `build.py` hands to a selector: models by name, loaded when first asked for.
+
+    `reader("slm")` is the clients' own model, with the global adapter mounted; any other name is a frozen one.
+    """
+
+    reader: Callable[[str], Reader]
+    num_rounds: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cotune.scores import Change, headline, mapping, metric_name, number, task_changes
+from cotune.changes import Change, headline, mapping, metric_name, number, task_changes
 
 MODEL_NAMES = {"llm": "LLM (server)", "slm": "SLMs (clients)"}
 TITLES = {"llm": "Server LLM", "slm": "Client SLMs"}

@@ -22,7 +22,7 @@ from cotune.chart import LABEL_GAP, Series, bar_chart, line_chart, spread, value
 from cotune.errors import DataError, RunError
 from cotune.page import client_table, loss_charts, page_values, time_spent
 from cotune.report import append_round, read_results, read_rounds, render, write_results
-from cotune.scores import headline
+from cotune.changes import headline
 from cotune.tables import (
     amount,
     compare_markdown,

@@ -1,1 +1,1 @@
-"""Which private examples to train on, one method a file."""
+"""Which private examples to train on: one selector a file."""

@@ -1,0 +1,1 @@
+"""Scores to rows: one policy a file; each works with every score."""
