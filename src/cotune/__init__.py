@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from cotune.coreset import Coreset
+
+__all__ = ["run", "select"]
 
 
 def run(
@@ -30,3 +33,38 @@ def run(
     from cotune import launch
 
     return launch.start(Path(config), overrides, Path(out) if out else None, Console(stderr=True))
+
+
+def select(
+    data: str | Path,
+    method: str | Sequence[dict[str, Any]] = "fedhds",
+    *,
+    out: str | Path | None = None,
+    **how: Any,
+) -> Coreset:
+    """Choose examples from a file, as `cotune select` does.
+
+    Args:
+        data: JSONL file (.gz) or hub id.
+        method: selectors joined by commas, or `{"name": ..., option: ...}` for each.
+        out: folder for coreset.jsonl, selection.json and map.html; nothing is written by default.
+        how: `keep` (share), `model`, `task`, `seed`, and `partition`: `one`, `iid:N`,
+            `dirichlet:N:ALPHA[:KEY]` or `by_key:KEY`.
+
+    Returns:
+        Chosen rows (`indices`), and `groups` and `scores` of every row where the method has them.
+
+    Raises:
+        cotune.errors.CotuneError: the input is wrong.
+    """
+    from rich.console import Console
+
+    from cotune import launch_select
+    from cotune.coreset import Question
+
+    names = method.split(",") if isinstance(method, str) else []
+    specs = [{"name": name.strip()} for name in names] or [
+        dict(one) for one in method if isinstance(one, dict)
+    ]
+    target = Path(out) if out else None
+    return launch_select.select(Question(str(data), specs, **how), target, Console(stderr=True))

@@ -23,7 +23,8 @@ from cotune.models.learner import Learner
 from cotune.models.lora import LoraStack, save_peft
 from cotune.models.shrink import shrink
 from cotune.models.tune import Tick
-from cotune.protocols import Parts, State
+from cotune.protocols import Parts, Selector, SelectorParts, State
+from cotune.readers import Readers
 from cotune.records import Adapter, Event, Example, Listener
 from cotune.session import Session
 from cotune.transports.inprocess import InProcess
@@ -60,16 +61,25 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
     parts = Parts(learners, dataset.public)
     strategy = plugins.load("strategy", config.strategy.name, config.strategy.options, parts=parts)
     aggregator = plugins.load("aggregator", config.aggregator.name, config.aggregator.options)
+    readers = Readers(
+        lambda: learners.get("slm") or learner("slm", config, dataset, watch, note),
+        config.runtime,
+        note,
+        watch.reading,
+    )
+    selectors = selecting(config, SelectorParts(readers, config.rounds))
     slm, llm = learners.get("slm"), learners.get("llm")
     tokens = config.runtime.score_tokens
     score_slm = evaluator(slm, dataset, watch, tokens) if slm else _nothing
     score_llm = evaluator(llm, dataset, watch, tokens, config.evaluate.shown) if llm else _nothing
-    host = Host(dataset, strategy, score_slm, Store(out / "clients"), (config.seed, config.rounds))
+    steps = (strategy, tuple(selectors.values()))
+    host = Host(dataset, steps, score_slm, Store(out / "clients"), (config.seed, config.rounds))
     transport = InProcess(host, CHUNK * config.runtime.stack)
     federation = Federation(transport, aggregator, watch.hear, config.cohort.minimum)
     return Session(
         strategy=strategy,
         strategy_name=config.strategy.name,
+        selectors=selectors,
         federation=federation,
         dataset=dataset,
         evaluate_llm=score_llm,
@@ -81,8 +91,20 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
         evaluate_clients=config.evaluate.clients,
         fingerprint=configs.fingerprint(config),
         keep_checkpoints=config.runtime.keep_checkpoints,
+        passes=config.slm.tune.epochs,
         facts={"versions": versions(), **_described(learners)},
     )
+
+
+def selecting(config: Config, parts: SelectorParts) -> dict[str, Selector]:
+    """The selectors in their order, by name; the second of a name is called `name 2`."""
+    found: dict[str, Selector] = {}
+    for spec in config.selector:
+        times = sum(name.split(" ")[0] == spec.name for name in found)
+        found[f"{spec.name} {times + 1}" if times else spec.name] = plugins.load(
+            "selector", spec.name, spec.options, parts=parts
+        )
+    return found
 
 
 def learner(role: str, config: Config, dataset: Dataset, watch: _Watch, note: Note) -> Learner:
@@ -170,6 +192,10 @@ class _Watch:
             self.listener(Event(self.round, self.num_rounds, "tune", done, total, facts))
 
         return step
+
+    def reading(self, done: int, total: int) -> None:
+        """Texts read by a selector."""
+        self.listener(Event(self.round, self.num_rounds, "select", done, total))
 
     def evaluating(self, role: str, task: str, done: int, total: int) -> None:
         """One task of one model is about to be scored."""

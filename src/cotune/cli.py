@@ -139,6 +139,47 @@ def evaluate(
 
 
 @app.command()
+def select(
+    data: Annotated[str, typer.Option(help="JSONL (.gz) or hub id")],
+    out: Annotated[Path, typer.Option(help="folder to write to; it must be new or empty")],
+    method: Annotated[
+        str, typer.Option(help="selectors of `cotune plugins`, joined by commas: noise_floor,fedhds")
+    ] = "fedhds",
+    partition: Annotated[str, typer.Option(help="one, iid, dirichlet:ALPHA[:KEY] or by_key:KEY")] = "one",
+    clients: Annotated[int, typer.Option(min=1, help="of iid and dirichlet")] = 1,
+    keep: Annotated[float | None, typer.Option(help="share of the examples to keep, e.g. 0.015")] = None,
+    model: Annotated[str, typer.Option(help="read with: catalogue name, folder, or hub id")] = "smollm2-135m",
+    task: Annotated[str, typer.Option(help="how rows are read; guessed from the first row by default")] = "",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="option=value of the last method, e.g. min_group=5")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 7,
+    as_json: Json = False,
+) -> None:
+    """Choose examples from a file: coreset.jsonl, selection.json, map.html."""
+    from cotune import launch_select
+
+    asked = launch_select.question(
+        data,
+        method,
+        overrides or [],
+        {
+            "partition": partition,
+            "clients": clients,
+            "keep": keep,
+            "model": model,
+            "task": task,
+            "seed": seed,
+        },
+    )
+    found = launch_select.select(asked, out, _console())
+    if as_json:
+        _print(found.facts)
+    else:
+        print(launch_select.sentence(found, out))
+
+
+@app.command()
 def report(folder: RunFolder, as_json: Json = False) -> None:
     """Make report.html again from the files of a run."""
     from cotune import report as reports

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cotune import plugins
-from cotune.errors import ConfigError, suggestion
+from cotune import mistakes, plugins
+from cotune.errors import ConfigError
 
 
 class Settings(BaseModel):
@@ -102,6 +102,7 @@ class DirichletPartition(Settings):
     name: Literal["dirichlet"]
     clients: int = Field(gt=0)
     alpha: float = Field(0.5, gt=0)
+    key: str = Field("domain", description="what is mixed: domain, task, or any field of the rows")
 
 
 class ByKeyPartition(Settings):
@@ -179,6 +180,9 @@ class Config(Settings):
     slm: ModelConfig
     data: DataConfig
     strategy: PluginSpec
+    selector: list[PluginSpec] = Field(
+        [], description="which private examples to train on; each chooses from what the one before it left"
+    )
     aggregator: PluginSpec = PluginSpec(name="mean")
     cohort: CohortConfig = CohortConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -189,12 +193,24 @@ class Config(Settings):
     def _names_become_specs(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        short = {slot: {"name": data[slot]} for slot in SLOTS if isinstance(data.get(slot), str)}
-        return {**data, **short}
+        found = {slot: [spec for _, spec in _named(slot, data[slot])] for slot in SLOTS if slot in data}
+        single = {slot: (specs or [None])[0] for slot, specs in found.items() if slot not in LISTS}
+        return {**data, **found, **single}
 
 
-SLOTS = ("strategy", "aggregator")
+SLOTS = ("strategy", "selector", "aggregator")
 """The keys of `Config` that name a plug-in; the folder is the plural."""
+LISTS = ("selector",)
+"""Those that may name several, which work one after the other."""
+
+
+def _named(slot: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each plug-in of a slot with its path in the file: a bare name becomes `{name: ...}`."""
+    several = slot in LISTS and isinstance(value, list)
+    for number, spec in enumerate(value if several else [value]):
+        if spec is not None:
+            place = f"{slot}.{number}" if several else slot
+            yield place, {"name": spec} if isinstance(spec, str) else spec
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -246,9 +262,10 @@ def from_dict(raw: Mapping[str, Any], where: str = "config") -> Config:
     try:
         config = Config.model_validate(raw)
     except ValidationError as error:
-        problems += _lines(Config, error)
+        problems += mistakes.of_model(Config, error)
     for slot in SLOTS:
-        problems += _plugin_problems(slot, raw.get(slot) or getattr(config, slot, None))
+        for place, spec in _named(slot, raw.get(slot)):
+            problems += mistakes.of_plugin(slot, spec, place)
     if problems or config is None:
         lines = "\n".join(f"  {line}" for line in problems)
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -267,11 +284,28 @@ def fingerprint(config: Config) -> str:
     """16 hex digits that name the experiment: all but `runtime`, plug-in defaults filled in."""
     experiment = config.model_dump(mode="json", exclude={"runtime"})
     for slot in SLOTS:
-        spec: PluginSpec = getattr(config, slot)
-        filled = plugins.config_class(slot, spec.name).model_validate(spec.options)
-        experiment[slot] = {"name": spec.name, **filled.model_dump(mode="json")}
+        found = getattr(config, slot)
+        filled = [_filled(slot, spec) for spec in (found if slot in LISTS else [found])]
+        experiment[slot] = filled if slot in LISTS else filled[0]
     canonical = json.dumps(experiment, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def check_plugins(slot: str, specs: Sequence[Mapping[str, Any]]) -> None:
+    """Check names and options of plug-ins that do not stand in a configuration file.
+
+    Raises:
+        ConfigError: one line per mistake.
+    """
+    problems = [line for spec in specs for line in mistakes.of_plugin(slot, spec, spec["name"])]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _filled(slot: str, spec: PluginSpec) -> dict[str, Any]:
+    """A plug-in's name and all its options, defaults included."""
+    options = plugins.config_class(slot, spec.name).model_validate(spec.options)
+    return {"name": spec.name, **options.model_dump(mode="json")}
 
 
 def json_schema() -> dict[str, Any]:
@@ -284,7 +318,9 @@ def json_schema() -> dict[str, Any]:
             part["properties"] = {"name": {"const": name}, **part.get("properties", {})}
             part["required"] = ["name", *part.get("required", [])]
             options.append({**part, "title": name})
-        schema["properties"][slot] = {"anyOf": [{"enum": list(plugins.names(slot))}, *options]}
+        one = {"anyOf": [{"enum": list(plugins.names(slot))}, *options]}
+        several = {"anyOf": [*one["anyOf"], {"type": "array", "items": one}]}
+        schema["properties"][slot] = several if slot in LISTS else one
     return cast(dict[str, Any], json.loads(json.dumps(schema)))
 
 
@@ -330,68 +366,3 @@ def _number(value: Any) -> Any:
         except ValueError:
             return value
     return value
-
-
-def _plugin_problems(slot: str, spec: Any) -> list[str]:
-    if isinstance(spec, str):
-        spec = {"name": spec}
-    if isinstance(spec, PluginSpec):
-        spec = {"name": spec.name, **spec.options}
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
-        return []  # the frame has already complained
-    name = spec["name"]
-    try:
-        model = plugins.config_class(slot, name)
-        model.model_validate({key: value for key, value in spec.items() if key != "name"})
-    except ConfigError as error:
-        return [str(error)]
-    except ValidationError as error:
-        return [f"{slot}.{line}" for line in _lines(model, error)]
-    return []
-
-
-def _lines(model: type[BaseModel], error: ValidationError) -> list[str]:
-    return [_line(model, item) for item in error.errors(include_url=False)]
-
-
-def _line(model: type[BaseModel], item: Any) -> str:
-    tags = {"iid", "dirichlet", "by_key", "five_way"}
-    path = ".".join(str(part) for part in item["loc"] if part not in tags)
-    kind, value = item["type"], item.get("input")
-    if kind == "extra_forbidden":
-        parent = list(item["loc"][:-1])
-        return f"{path}: unknown key.{suggestion(str(item['loc'][-1]), _fields_at(model, parent))}"
-    if kind == "missing":
-        return f"{path}: missing. {_description(model, item['loc'])}".rstrip()
-    if kind.startswith("union_tag"):
-        return f"{path}.name: {item['msg']}"
-    return f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}, got {value!r}"
-
-
-def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> Iterable[str]:
-    """Field names of the group at `path`, looked up through lists, optionals and unions."""
-    candidates = [model]
-    for part in path:
-        if isinstance(part, int):
-            continue
-        inner = [_models_in(c.model_fields[part].annotation) for c in candidates if part in c.model_fields]
-        if inner:
-            candidates = [m for group in inner for m in group]
-    return [name for candidate in candidates for name in candidate.model_fields]
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    found: list[type[BaseModel]] = []
-    for argument in getattr(annotation, "__args__", ()):
-        found += _models_in(argument)
-    return found
-
-
-def _description(model: type[BaseModel], path: Sequence[Any]) -> str:
-    for candidate in [model, *(m for f in model.model_fields.values() for m in _models_in(f.annotation))]:
-        field = candidate.model_fields.get(str(path[-1]))
-        if field is not None and field.description:
-            return f"Expected: {field.description}."
-    return ""

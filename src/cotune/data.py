@@ -17,7 +17,7 @@ from cotune.config import (
     DataConfig,
     DirichletPartition,
     FiveWayPartition,
-    IidPartition,
+    Partition,
 )
 from cotune.errors import DataError
 from cotune.partition import IntArray
@@ -88,7 +88,7 @@ def load(config: DataConfig, seed: int) -> Dataset:
     private = [entry for one in splits for entry in one.private]
     if not private:
         raise DataError("data.sources: no rows are left for the clients. Lower test_rows or public_rows.")
-    names, owner = _owners(config, seed, splits)
+    names, parts = _parts(config, seed, splits)
     test = [entry for one in splits for entry in one.test]
     dropped: Counter[str] = Counter()
     for one in splits:
@@ -100,7 +100,7 @@ def load(config: DataConfig, seed: int) -> Dataset:
         metrics={task: load_task(task).METRIC for task in tasks},
         dropped=dict(dropped),
         pool=tuple(entry.example for entry in private),
-        parts=dict(zip(names, partition.members(owner, len(names)), strict=True)),
+        parts=dict(zip(names, parts, strict=True)),
         own_test=_by_client(test, names) if isinstance(config.partition, ByKeyPartition) else None,
     )
 
@@ -142,29 +142,45 @@ def _read_source(config: DataConfig, number: int) -> Source:
         )
     repeated = sum(source.task == settings.task for source in config.sources) > 1
     label = f"{settings.task}-{number + 1}" if repeated else settings.task
-    key = config.partition.key if isinstance(config.partition, ByKeyPartition) else None
+    split_by = config.partition
+    key = split_by.key if isinstance(split_by, ByKeyPartition | DirichletPartition) else None
     entries = read_entries(settings.task, data, label, key)
     test_entries = read_entries(settings.task, held, f"{label}-test", key) if held else None
     return Source(settings, label, entries, test_entries)
 
 
-def _owners(config: DataConfig, seed: int, splits: Sequence[Split]) -> tuple[tuple[str, ...], IntArray]:
-    """Names of the clients, and the client of each private row."""
-    private = [entry for one in splits for entry in one.private]
+def deal(keys: Sequence[str], split_by: Partition, seed: int) -> tuple[tuple[str, ...], list[IntArray]]:
+    """Names of the clients and the rows of each.
+
+    Args:
+        keys: of each row, for partitions that have a key.
+        split_by: how; not the five-way split, which has a public part.
+        seed: of everything random.
+
+    Raises:
+        DataError: a client would be empty.
+    """
     rng = derived_rng(seed, "data", "partition")
-    match config.partition:
+    match split_by:
         case ByKeyPartition():
-            return partition.by_key([entry.key for entry in private])
-        case IidPartition(clients=clients):
-            owner = partition.iid(len(private), clients, rng)
+            names, owner = partition.by_key(keys)
+            return names, partition.members(owner, len(names))
         case DirichletPartition(clients=clients, alpha=alpha):
-            owner = partition.dirichlet([entry.example.domain for entry in private], clients, alpha, rng)
-        case FiveWayPartition(clients=clients):
-            owner = np.concatenate([one.owner for one in splits if one.owner is not None])
-            partition.refuse_empty(
-                owner, clients, "five_way", "fewer repeated prompts, fewer clients or more rows"
-            )
-    return partition.client_names(clients), owner
+            owner = partition.dirichlet(keys, clients, alpha, rng)
+        case _:
+            clients = split_by.clients
+            owner = partition.iid(len(keys), clients, rng)
+    return partition.client_names(clients), partition.members(owner, clients)
+
+
+def _parts(config: DataConfig, seed: int, splits: Sequence[Split]) -> tuple[tuple[str, ...], list[IntArray]]:
+    """Names of the clients and the private rows of each."""
+    if not isinstance(config.partition, FiveWayPartition):
+        return deal([entry.key for one in splits for entry in one.private], config.partition, seed)
+    clients = config.partition.clients
+    owner = np.concatenate([one.owner for one in splits if one.owner is not None])
+    partition.refuse_empty(owner, clients, "five_way", "fewer repeated prompts, fewer clients or more rows")
+    return partition.client_names(clients), partition.members(owner, clients)
 
 
 def _by_task(entries: Iterable[Entry]) -> dict[str, tuple[Example, ...]]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from cotune.errors import WireError
 from cotune.protocols import Aggregator, Gathered, Transport
-from cotune.records import Adapter, Event, Failure, Listener, Message, Round, adapter_header
+from cotune.records import Adapter, Event, Facts, Failure, Listener, Message, Round, adapter_header
 
 LARGEST = 1e15
 """Largest weight or sum that a reply may hold; far above any count, far below what overflows."""
@@ -66,7 +66,7 @@ class Federation:
 
         Fewer usable replies than the minimum give `Gathered(None, {}, n)`: the round changes nothing.
         """
-        replies = self._exchange(action, adapter, round, round.cohort, gathered=True)
+        replies = self._exchange(action, adapter, round, None, gathered=True)
         if len(replies) < self.minimum:
             return Gathered(None, {}, len(replies))
         sums: Counter[str] = Counter()
@@ -79,10 +79,22 @@ class Federation:
         return Gathered(mean, dict(sums), len(replies))
 
     def ask(
-        self, action: str, adapter: Adapter | None, round: Round, clients: Sequence[str] | None = None
+        self,
+        action: str,
+        adapter: Adapter | None,
+        round: Round,
+        told: Mapping[str, Facts] | None = None,
     ) -> list[Message]:
-        """The cohort (or `clients`) does `action`; replies one by one, in the clear, sorted by client."""
-        return self._exchange(action, adapter, round, clients or round.cohort, gathered=False)
+        """The cohort does `action`; replies one by one, in the clear, sorted by client.
+
+        `told` asks its keys instead of the cohort, and tells each of them something of its own.
+        """
+        return self._exchange(action, adapter, round, told, gathered=False)
+
+    def refuse(self, reply: Message, reason: str) -> None:
+        """Record that a reply which had come does not count."""
+        self.ledger.failures.append(Failure(reply.client, reply.round, "rejected", reason))
+        self.progress(reply.action.rpartition("/")[2], 0, 1, client=reply.client, note=f"rejected: {reason}")
 
     def progress(self, phase: str, done: int, total: int, **facts: Any) -> None:
         """Tell whoever watches; the round is the one of the last exchange."""
@@ -94,13 +106,17 @@ class Federation:
         return taken
 
     def _exchange(
-        self, action: str, adapter: Adapter | None, round: Round, clients: Sequence[str], gathered: bool
+        self,
+        action: str,
+        adapter: Adapter | None,
+        round: Round,
+        told: Mapping[str, Facts] | None,
+        *,
+        gathered: bool,
     ) -> list[Message]:
         self._round = round
-        arrays: Mapping[str, Any] = adapter.arrays if adapter else {}
-        facts = {"adapter": adapter_header(adapter)} if adapter else {}
-        messages = [Message(client, round.index, action, arrays, facts) for client in sorted(clients)]
-        self.progress(action, 0, 1)
+        messages = _messages(action, adapter, round, told)
+        self.progress(action.rpartition("/")[2], 0, 1)
         expected = {message.client for message in messages}
         began = time.monotonic()
         usable: dict[str, Message] = {}
@@ -117,7 +133,7 @@ class Federation:
                 usable[outcome.client] = outcome
             note = {"note": f"{problem.kind}: {problem.reason}"} if isinstance(problem, Failure) else {}
             seen = {"client": outcome.client, "up_bytes": up, "down_bytes": down, **note}
-            self.progress("gather" if gathered else action, len(usable), len(messages), **seen)
+            self.progress("gather" if gathered else action.rpartition("/")[2], len(usable), len(messages), **seen)
         self.ledger.seconds += time.monotonic() - began
         return [usable[client] for client in sorted(usable)]
 
@@ -128,6 +144,17 @@ class Federation:
             self.ledger.gathered_bytes += up
         else:
             self.ledger.clear_bytes += up
+
+
+def _messages(
+    action: str, adapter: Adapter | None, round: Round, told: Mapping[str, Facts] | None
+) -> list[Message]:
+    """One message a client, sorted: the same adapter for everybody, and what each is told alone."""
+    arrays: Mapping[str, Any] = adapter.arrays if adapter else {}
+    facts: dict[str, Any] = {"adapter": adapter_header(adapter)} if adapter else {}
+    clients = sorted(round.cohort if told is None else told)
+    own = {client: {"told": told[client]} if told and told[client] else {} for client in clients}
+    return [Message(client, round.index, action, arrays, facts | own[client]) for client in clients]
 
 
 def _problem(
@@ -149,11 +176,11 @@ def check_reply(
         reply: what came.
         sent: what was asked.
         who: the clients that were asked, and those whose reply is already here.
-        gathered: it is to be summed, so it must have a weight and sums.
+        gathered: it is to be summed, so it must have a weight, sums, and the arrays that were sent.
 
     Raises:
-        WireError: unknown or repeated client, another round or action, other arrays or shapes, a non-finite
-            value, or a weight that is not a positive finite number.
+        WireError: unknown or repeated client, another round or action, a non-finite value; and if it is to be
+            summed, other arrays or shapes, or a weight that is not a positive finite number.
     """
     expected, seen = who
     if reply.client not in expected:
@@ -164,8 +191,11 @@ def check_reply(
         raise WireError(
             f"reply to {reply.action!r} of round {reply.round}; this is {sent.action!r} of {sent.round}"
         )
-    if gathered or reply.arrays:
+    if gathered:
         _check_update(reply, sent)
+    for name, array in reply.arrays.items():
+        if not np.isfinite(array).all():
+            raise WireError(f"{name}: a value is not finite: training diverged; lower slm.tune.lr")
 
 
 def _check_update(reply: Message, sent: Message) -> None:
@@ -182,8 +212,6 @@ def _check_update(reply: Message, sent: Message) -> None:
     for name, array in reply.arrays.items():
         if array.shape != sent.arrays[name].shape or array.dtype != sent.arrays[name].dtype:
             raise WireError(f"{name}: {array.dtype}{array.shape}, expected {sent.arrays[name].shape}")
-        if not np.isfinite(array).all():
-            raise WireError(f"{name}: a value is not finite: training diverged; lower slm.tune.lr")
 
 
 def _is_number(value: Any) -> bool:

@@ -11,16 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from cotune.choices import Choices, client_folder
 from cotune.codec import decode, encode
 from cotune.data import ByTask, Dataset
-from cotune.protocols import Client, Reply, Strategy
-from cotune.records import Adapter, Message, Round, adapter_digest, adapter_header, adapter_of
+from cotune.protocols import Client, Given, Reply, Selector, Strategy
+from cotune.records import Adapter, Example, Message, Round, adapter_digest, adapter_header, adapter_of
 
 Evaluator = Callable[[Adapter | None, ByTask], Mapping[str, Any]]
 """(adapter or none, held-out examples by task) -> numbers by task."""
 
+
+SELECT = "select/"
+"""`select/0/propose` is step `propose` of the first selector."""
 
 KEPT = 3
 """Rounds of which a client keeps its adapter."""
@@ -54,7 +57,7 @@ class Store:
             (folder / f"{index:06d}.msg").unlink()
 
     def _folder(self, client: str) -> Path:
-        return self.folder / quote(client, safe=" ").replace(".", "%2E")
+        return client_folder(self.folder, client)
 
     def _rounds(self, client: str) -> list[int]:
         names = [path.name for path in self._folder(client).glob("*.msg")]
@@ -65,9 +68,16 @@ class Host:
     """Answers messages for the clients of this process."""
 
     def __init__(
-        self, dataset: Dataset, strategy: Strategy, evaluate: Evaluator, store: Store, run: tuple[int, int]
+        self,
+        dataset: Dataset,
+        steps: tuple[Strategy | None, Sequence[Selector]],
+        evaluate: Evaluator,
+        store: Store,
+        run: tuple[int, int],
     ) -> None:
-        self.dataset, self.strategy, self.evaluate, self.store = dataset, strategy, evaluate, store
+        self.dataset, self.evaluate, self.store = dataset, evaluate, store
+        self.strategy, self.selectors = steps
+        self.choices = Choices(store.folder, len(self.selectors))
         self.seed, self.num_rounds = run
 
     def clients(self) -> tuple[str, ...]:
@@ -80,15 +90,53 @@ class Host:
         if first.action == "evaluate":
             return self._evaluate(messages)
         now = Round(first.round, self.num_rounds, self.seed, tuple(m.client for m in messages))
+        if first.action.startswith(SELECT):
+            return self._select(messages, now)
         clients = [
-            Client(m.client, self.dataset.train(m.client), now, self.store.read(m.client, m.round))
-            for m in messages
+            Client(m.client, self._chosen(m), now, self.store.read(m.client, m.round)) for m in messages
         ]
+        assert self.strategy is not None
         given = [adapter_of(message) for message in messages]
         replies = self.strategy.client_step(first.action, given, clients)
         for message, reply in zip(messages, replies, strict=True):
             if reply.keep is not None:
                 self.store.write(message.client, message.round, reply.keep)
+        return [_reply(message, reply) for message, reply in zip(messages, replies, strict=True)]
+
+    def _chosen(self, message: Message) -> tuple[Example, ...]:
+        """What the client trains on: all its examples, or those that the selectors left."""
+        examples = self.dataset.train(message.client)
+        if not self.selectors:
+            return examples
+        rows = self.choices.rows(message.client, message.round, len(examples))
+        return tuple(examples[row] for row in rows.tolist())
+
+    def _select(self, messages: Sequence[Message], now: Round) -> list[Message]:
+        """One step of one selector; it sees only what the selectors before it have left."""
+        number, action = messages[0].action.removeprefix(SELECT).split("/")
+        here, choices = int(number), self.choices
+        pools, clients = [], []
+        for message in messages:
+            examples = self.dataset.train(message.client)
+            pool = choices.pool(message.client, here, message.round, len(examples)).tolist()
+            used = choices.used(message.client, here, message.round)
+            pools.append(pool)
+            clients.append(
+                Client(
+                    message.client,
+                    tuple(examples[row] for row in pool),
+                    now,
+                    memo=choices.memo(message.client, here, message.round),
+                    used=frozenset(place for place, row in enumerate(pool) if row in used),
+                )
+            )
+        given = [Given(adapter_of(message), message.facts.get("told", {})) for message in messages]
+        replies = self.selectors[here].client_step(action, given, clients)
+        for message, reply, pool in zip(messages, replies, pools, strict=True):
+            if reply.memo:
+                choices.note(message.client, here, message.round, reply.memo)
+            if reply.chosen is not None:
+                choices.choose(message.client, here, message.round, [pool[place] for place in reply.chosen])
         return [_reply(message, reply) for message, reply in zip(messages, replies, strict=True)]
 
     def _evaluate(self, messages: Sequence[Message]) -> list[Message]:
@@ -112,7 +160,7 @@ def _reply(message: Message, reply: Reply) -> Message:
         # null is refused by the server and recorded; NaN could not even be sent
         sums = {name: value if math.isfinite(value) else None for name, value in reply.sums.items()}
         facts |= {"weight": reply.weight, "sums": sums}
-    arrays: Mapping[str, Any] = {}
+    arrays: Mapping[str, Any] = reply.arrays
     if reply.adapter is not None:
         facts["adapter"] = adapter_header(reply.adapter)
         arrays = reply.adapter.arrays

@@ -9,8 +9,18 @@ from typing import Any
 
 from markupsafe import Markup
 
+from cotune.changes import (
+    Change,
+    client_changes,
+    headline,
+    mapping,
+    mean_score,
+    metric_name,
+    number,
+    score_of,
+)
 from cotune.chart import SLOTS, Series, Span, bar_chart, dumbbell, line_chart, share_bar
-from cotune.changes import Change, client_changes, headline, mapping, mean_score, metric_name, number, score_of
+from cotune.selection_page import selection_values
 from cotune.tables import amount, duration, percent
 
 Record = Mapping[str, Any]
@@ -62,6 +72,7 @@ def page_values(results: Record, rounds: Sequence[Record], config: str) -> dict[
         "curves": score_charts(rounds, metric_name(results)),
         "losses": loss_charts(rounds),
         "clients": client_table(results),
+        "selection": selection_values(results, rounds),
         "traffic": traffic(results, rounds),
         "time": time_spent(results, rounds),
         "failures": _failures(rounds),

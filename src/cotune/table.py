@@ -82,7 +82,7 @@ def read_entries(
     for index, (where, row) in enumerate(sources.read(source, limit)):
         try:
             example = task.example(row, where)
-            value = "" if key is None else _key(key, name, example, row, where)
+            value = "" if key is None else partition_key(key, name, example, row, where)
         except DataError as error:
             errors.append(error)
             if len(errors) == sources.MAX_ERRORS:
@@ -118,7 +118,12 @@ def refuse_repeated_ids(tables: Iterable[Sequence[Entry]]) -> None:
     sources.raise_all(errors)
 
 
-def _key(key: str, task: str, example: Example, row: Row, where: str) -> str:
+def partition_key(key: str, task: str, example: Example, row: Row, where: str) -> str:
+    """The value of domain, task, or a field of the row by which rows are dealt to clients.
+
+    Raises:
+        DataError: the row has no such field, or it is no text or whole number.
+    """
     if key in ("domain", "task"):
         return example.domain if key == "domain" else task
     value: object = row

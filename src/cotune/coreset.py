@@ -1,0 +1,345 @@
+"""Choose from a file: the same selectors as in a run, on clients that live here, without any training."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cotune import config as configs
+from cotune import data as datasets
+from cotune import plugins, sources
+from cotune.choices import Choices
+from cotune.data import Dataset
+from cotune.errors import ConfigError, DataError
+from cotune.federation import Federation
+from cotune.host import Host, Store
+from cotune.map import Map
+from cotune.places import places
+from cotune.protocols import Selector, SelectorParts, State
+from cotune.readers import Readers
+from cotune.records import Event, Example, Round
+from cotune.rows import Row
+from cotune.selection import Selection, select
+from cotune.table import load_task
+from cotune.transports.inprocess import InProcess
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Tick = Callable[[int, int], None]
+
+CHUNK = 256
+"""Clients in memory at a time: their examples are read in the same passes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be chosen, from what, and by whom.
+
+    Attributes:
+        data: JSONL file (.gz), `wheel:` member or hub id.
+        methods: selectors in order, each a name or `{name: ..., option: ...}`.
+        task: how rows are read; empty: `multiple_choice` for rows with choices, else `instruction`.
+        partition: who holds what: `one`, `iid:N`, `dirichlet:N:ALPHA[:KEY]`, `by_key:KEY`.
+        model: what selectors read with where they ask for the clients' own model.
+        keep: share of the examples to keep; None leaves it to the method.
+        seed: of the partition and of everything random.
+    """
+
+    data: str
+    methods: Sequence[Mapping[str, Any]]
+    task: str = ""
+    partition: str = "one"
+    model: str = "smollm2-135m"
+    keep: float | None = None
+    seed: int = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Coreset:
+    """What was chosen. Rows are counted as they stand in the data, from 0.
+
+    Attributes:
+        indices: chosen rows, client by client, in each client's order of use.
+        clients: names; owner: each row's client, as a number into them, [rows].
+        groups: each row's group on its client, -1 for none, [rows]; None if the method makes none.
+        scores: each row's score, [rows]; None if the method gives none.
+        facts: what `selection.json` says.
+    """
+
+    indices: Ints
+    clients: tuple[str, ...]
+    owner: Ints
+    groups: Ints | None
+    scores: npt.NDArray[np.float64] | None
+    facts: Mapping[str, Any]
+
+
+def choose(question: Question, note: Callable[[str], None], tick: Tick) -> tuple[Coreset, Source, Map]:
+    """Do it.
+
+    Args:
+        question: what is asked.
+        note: told what is being prepared.
+        tick: told how many texts are read, of how many.
+
+    Raises:
+        UserError: an unknown method, task or model; malformed rows; a share outside (0, 1].
+    """
+    began = time.perf_counter()
+    specs = _specs(question)
+    note(f"reading {question.data}")
+    source = read(question)
+    read_seconds = time.perf_counter() - began
+    readers = Readers(question.model, configs.RuntimeConfig(), note, tick)
+    parts = SelectorParts(readers, 1)
+    selectors: list[Selector] = [plugins.load("selector", s["name"], _options(s), parts=parts) for s in specs]
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host(source.dataset, (None, selectors), lambda *_: {}, Store(Path(folder)), (question.seed, 1))
+        aggregator = plugins.load("aggregator", "mean", {})
+        federation = Federation(InProcess(host, CHUNK), aggregator, _silent)
+        now = Round(1, 1, question.seed, source.dataset.clients)
+        found = select(selectors, {}, State(), now, federation)
+        failures = federation.ledger.failures
+        if failures:
+            raise DataError(f"{failures[0].client}: {failures[0].reason}")
+        chosen = _gathered(source, host.choices, question, specs)
+    seconds = {"reading": read_seconds, "choosing": found.seconds}
+    began = time.perf_counter()
+    points, colours, whose = places(_texts(source.examples), readers, question.seed)
+    seconds["mapping"] = time.perf_counter() - began
+    facts = _facts(question, source, chosen, (found, readers, seconds))
+    chosen = replace(chosen, facts=facts)
+    return chosen, source, _map(chosen, source, (points, colours, whose))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The rows as examples, dealt to clients, and each row's line."""
+
+    dataset: Dataset
+    lines: Sequence[bytes]
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """All of them, in the order of the data."""
+        return self.dataset.pool
+
+
+def read(question: Question) -> Source:
+    """The data as examples; rows without an answer are allowed, for scores that need none."""
+    rows = sources.read(question.data)
+    task = question.task or ("multiple_choice" if "choices" in rows[0][1] else "instruction")
+    module = load_task(task)
+    partition, key = _partition(question.partition, len(rows))
+    examples, keys, errors = [], [], []
+    for number, (where, row) in enumerate(rows):
+        try:
+            example = _example(module, task, row, where)
+            keys.append(_key(key, task, example, row, where))
+        except DataError as error:
+            errors.append(error)
+            if len(errors) == sources.MAX_ERRORS:
+                break
+            continue
+        examples.append(example if example.id else replace(example, id=f"row-{number}"))
+    sources.raise_all(errors)
+    names, parts = datasets.deal(keys, partition, question.seed)
+    empty = Dataset((), {}, {}, {}, tuple(examples), dict(zip(names, parts, strict=True)))
+    return Source(empty, sources.lines(question.data))
+
+
+def _example(module: Any, task: str, row: Row, where: str) -> Example:
+    if task == "instruction" and not str(row.get("output") or "").strip():
+        return replace(module.example({**row, "output": "?"}, where), completion="")
+    found: Example = module.example(row, where)
+    return found
+
+
+def _key(key: str, task: str, example: Example, row: Row, where: str) -> str:
+    from cotune.table import partition_key
+
+    return partition_key(key, task, example, row, where) if key else ""
+
+
+def _partition(text: str, num_rows: int) -> tuple[configs.Partition, str]:
+    """`one`, `iid:N`, `dirichlet:N:ALPHA[:KEY]`, `by_key:KEY` as a partition, and the key it needs."""
+    name, *rest = text.split(":")
+    try:
+        if name == "one" and not rest:
+            return configs.IidPartition(name="iid", clients=1), ""
+        if name == "iid" and len(rest) == 1:
+            return configs.IidPartition(name="iid", clients=int(rest[0])), ""
+        if name == "by_key" and len(rest) == 1:
+            return configs.ByKeyPartition(name="by_key", key=rest[0]), rest[0]
+        if name == "dirichlet" and len(rest) in (2, 3):
+            key = rest[2] if len(rest) == 3 else "domain"
+            made = configs.DirichletPartition(
+                name="dirichlet", clients=int(rest[0]), alpha=float(rest[1]), key=key
+            )
+            return made, key
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"--partition {text!r}: expected one, iid:N, dirichlet:N:ALPHA[:KEY] or by_key:KEY, for {num_rows} "
+        "rows, with N and ALPHA above 0; e.g. dirichlet:200:0.5:task"
+    )
+
+
+def _specs(question: Question) -> list[dict[str, Any]]:
+    """The methods with the share to keep given to the last one, if it has such an option; all checked."""
+    keep = question.keep
+    if keep is not None and not 0 < keep <= 1:
+        raise ConfigError(
+            f"--keep {keep:g}: expected a share of the examples above 0 and at most 1, e.g. 0.015"
+        )
+    specs = [dict(method) for method in question.methods]
+    if not specs:
+        raise ConfigError(f"--method: expected one of {', '.join(plugins.names('selector'))}")
+    if keep is not None and "keep" in plugins.config_class("selector", specs[-1]["name"]).model_fields:
+        specs[-1].setdefault("keep", keep)
+    configs.check_plugins("selector", specs)
+    return specs
+
+
+def _options(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key != "name"}
+
+
+def _gathered(source: Source, choices: Choices, question: Question, specs: Sequence[Any]) -> Coreset:
+    """Every client's choice in rows of the data, cut to the share where the method does not do so itself."""
+    dataset, last = source.dataset, len(specs) - 1
+    num_rows = len(dataset.pool)
+    owner, groups = np.zeros(num_rows, np.int64), np.full(num_rows, -1)
+    scores = np.full(num_rows, np.nan)
+    keep = None if "keep" in specs[-1] else question.keep
+    picked: list[Ints] = []
+    for number, client in enumerate(dataset.clients):
+        rows = dataset.parts[client]
+        owner[rows] = number
+        mine = choices.rows(client, 1, len(rows))
+        picked.append(rows[mine[: _count(keep, len(rows))]])
+        memo = choices.memo(client, last, 1)
+        pool = rows[choices.pool(client, last, 1, len(rows))]
+        if "labels" in memo:
+            groups[pool] = memo["labels"]
+        if "scores" in memo:
+            scores[pool] = memo["scores"]
+    return Coreset(
+        indices=np.concatenate(picked),
+        clients=dataset.clients,
+        owner=owner,
+        groups=None if (groups < 0).all() else groups,
+        scores=None if np.isnan(scores).all() else scores,
+        facts={},
+    )
+
+
+def _count(keep: float | None, num_rows: int) -> int | None:
+    return None if keep is None else max(1, int(keep * num_rows + 0.5))
+
+
+def _facts(
+    question: Question,
+    source: Source,
+    chosen: Coreset,
+    how: tuple[Selection, Readers, Mapping[str, float]],
+) -> dict[str, Any]:
+    found, readers, seconds = how
+    dataset = source.dataset
+    taken = np.bincount(chosen.owner[chosen.indices], minlength=len(dataset.clients)).tolist()
+    lengths, unit = _lengths(source.examples, readers)
+    return {
+        "data": question.data,
+        "methods": [dict(method) for method in question.methods],
+        "selected": len(chosen.indices),
+        "total": len(source.examples),
+        "clients": {
+            client: {"selected": count, "total": dataset.num_train(client)}
+            for client, count in zip(dataset.clients, taken, strict=True)
+        },
+        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "peak_memory_bytes": _peak(),
+        "length": {
+            "unit": unit,
+            "all": int(lengths.sum()),
+            "selected": int(lengths[chosen.indices].sum()),
+            "saved": int(lengths.sum() - lengths[chosen.indices].sum()),
+        },
+        "cut": readers.num_cut,
+        "crossed": [dict(part) for part in found.crossed],
+        "models": {name: reader.fingerprint for name, reader in readers.loaded.items()},
+        "seed": question.seed,
+    }
+
+
+def _texts(examples: Sequence[Example]) -> list[str]:
+    return [example.prompt + example.completion for example in examples]
+
+
+def _map(chosen: Coreset, source: Source, where: tuple[Floats, Ints, str]) -> Map:
+    is_chosen = np.zeros(len(source.examples), np.bool_)
+    is_chosen[chosen.indices] = True
+    facts = chosen.facts
+    methods = ", ".join(method["name"] for method in facts["methods"])
+    rows = [
+        ("chosen", f"{facts['selected']:,} of {facts['total']:,} ({facts['selected'] / facts['total']:.2%})"),
+        ("clients", f"{len(chosen.clients):,}"),
+        ("places and colours", where[2]),
+        ("seconds", f"{sum(facts['seconds'].values()):.1f}"),
+        (f"{facts['length']['unit']} saved", f"{facts['length']['saved']:,} of {facts['length']['all']:,}"),
+    ]
+    return Map(
+        places=where[0],
+        groups=where[1],
+        chosen=is_chosen,
+        texts=_texts(source.examples),
+        clients=[chosen.clients[number] for number in chosen.owner.tolist()],
+        ids=[example.id for example in source.examples],
+        title=f"{methods} on {Path(str(facts['data'])).name}",
+        facts=rows,
+    )
+
+
+def _lengths(examples: Sequence[Example], readers: Readers) -> tuple[Ints, str]:
+    """Length of each example in tokens of a model that was read with, else in words."""
+    texts = _texts(examples)
+    for name, reader in readers.loaded.items():
+        return np.array([len(ids) for ids in reader.tokenize(texts)]), f"tokens of {name}"
+    return np.array([len(text.split()) for text in texts]), "words"
+
+
+def _peak() -> int | None:
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _silent(_event: Event) -> None:
+    return None
+
+
+def write(folder: Path, chosen: Coreset, source: Source, page: str) -> None:
+    """`coreset.jsonl` with the rows as they stood, `selection.json`, `map.html`; each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = b"".join(source.lines[row] + b"\n" for row in chosen.indices.tolist())
+    table = json.dumps(chosen.facts, indent=2, ensure_ascii=False) + "\n"
+    for name, content in (
+        ("coreset.jsonl", rows),
+        ("selection.json", table.encode()),
+        ("map.html", page.encode()),
+    ):
+        part = folder / f"{name}.part"
+        part.write_bytes(content)
+        part.replace(folder / name)

@@ -1,0 +1,49 @@
+"""Where an example stands on a map: two directions out of the shared basis, or out of its words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from cotune import groups
+from cotune.readers import Readers
+
+Floats = npt.NDArray[np.float64]
+
+
+def places(texts: Sequence[str], readers: Readers, seed: int) -> tuple[Floats, npt.NDArray[np.int64], str]:
+    """Places [texts, 2], groups [texts] for the colours (-1 for none), and a phrase that says whose they are.
+
+    Features are used where a selector has read them already; nothing is read for the map alone.
+    """
+    for name, reader in readers.loaded.items():
+        if reader.basis is not None:
+            points = reader.features(texts, *reader.basis)
+            return _plane(points), groups.density_groups(points, 5, seed)[0], f"shared basis of {name}"
+    points = _word_features(texts, seed)
+    return _plane(points), groups.density_groups(points, 5, seed)[0], "words in common"
+
+
+def _word_features(texts: Sequence[str], seed: int) -> npt.NDArray[np.float32]:
+    """Latent semantic features, [texts, up to 16] (Deerwester et al. 1990)."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+    if not texts:
+        return np.zeros((0, 2), np.float32)
+    counts = HashingVectorizer(n_features=1 << 14, norm=None, alternate_sign=False).transform(texts)
+    weighted = TfidfTransformer().fit_transform(counts)
+    found: npt.NDArray[np.float32] = TruncatedSVD(16, random_state=seed).fit_transform(weighted)
+    return found.astype(np.float32)
+
+
+def _plane(points: npt.NDArray[np.float32]) -> Floats:
+    """The two main directions, [n, 2] (PCA by singular values)."""
+    centred = points.astype(np.float64) - points.mean(0, dtype=np.float64) if len(points) else points
+    if len(points) < 2:
+        return np.zeros((len(points), 2))
+    _, _, directions = np.linalg.svd(centred.T @ centred)
+    found: Floats = centred @ directions[:2].T
+    return found

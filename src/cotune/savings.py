@@ -1,0 +1,103 @@
+"""What choosing examples cost and what it saved, round by round and over a run. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cotune.selection import Counts, Selection
+
+Record = dict[str, Any]
+
+CROSSES = {
+    "propose": "mean features of groups of examples, and their numbers",
+    "pick": "the numbers of the groups that won, down; how many examples were chosen, up",
+    "share": "tables of counts, added up over clients",
+}
+"""What a selector's step sends, in words."""
+
+
+def round_record(
+    found: Selection, cohort: Sequence[str], totals: Counts, tuning: tuple[float, float]
+) -> Record:
+    """What a round's line in rounds.jsonl says about selection.
+
+    Args:
+        found: what is in use.
+        cohort: who was drawn for the round, whether or not it has anything to train on.
+        totals: examples of each client.
+        tuning: seconds of local tuning in this round, and the passes over the chosen examples in it.
+    """
+    chosen = sum(found.counts.get(client, 0) for client in cohort)
+    seconds, passes = tuning
+    of_all = sum(totals[client] for client in found.counts if client in totals)
+    return {
+        "renewed": found.is_new,
+        "chosen": chosen,
+        "total": sum(totals[client] for client in cohort),
+        "sat_out": [client for client in cohort if not found.counts.get(client)],
+        "seconds": found.seconds,
+        "tune_seconds": seconds,
+        "epoch_seconds": seconds / passes * of_all / chosen if chosen and seconds else None,
+        "crossed": list(found.crossed),
+        **({"counts": dict(found.counts)} if found.is_new else {}),
+    }
+
+
+def warning(record: Mapping[str, Any]) -> str:
+    """A sentence with both numbers if choosing took longer than one epoch of the training it replaces."""
+    seconds, epoch = record["seconds"], record["epoch_seconds"]
+    if not epoch or seconds <= epoch:
+        return ""
+    return (
+        f"choosing took {seconds:.1f} s, one epoch of training on all examples about {epoch:.1f} s: "
+        "choose less often (selector.every), with a smaller model, or train on everything"
+    )
+
+
+def last_counts(rounds: Sequence[Mapping[str, Any]]) -> Counts:
+    """What was in use when a run stopped."""
+    for record in reversed(rounds):
+        counts = (record.get("selection") or {}).get("counts")
+        if counts is not None:
+            return dict(counts)
+    return {}
+
+
+def summary(rounds: Sequence[Mapping[str, Any]], names: Sequence[str], totals: Counts) -> Record:
+    """The part `selection` of results.json."""
+    lines = [record["selection"] for record in rounds if record.get("selection")]
+    counts = last_counts(rounds)
+    saved = [
+        (line["total"] / line["chosen"] - 1) * line["tune_seconds"] - line["seconds"]
+        for line in lines
+        if line["chosen"]
+    ]
+    crossed = _crossed(lines)
+    warnings = dict.fromkeys(filter(None, map(warning, lines)))
+    epochs = [line["epoch_seconds"] for line in lines if line["epoch_seconds"]]
+    return {
+        "selectors": list(names),
+        "clients": {c: {"total": totals.get(c, 0), "chosen": counts[c]} for c in list(counts)[:1000]},
+        "total": sum(totals.get(client, 0) for client in counts),
+        "chosen": sum(counts.values()),
+        "sat_out": sum(len(line["sat_out"]) for line in lines),
+        "seconds": sum(line["seconds"] for line in lines),
+        "seconds_tuning": sum(line["tune_seconds"] for line in lines),
+        "epoch_seconds": sum(epochs) / len(epochs) if epochs else None,
+        "saved_seconds": sum(saved) if saved else None,
+        "ask_bytes": sum(part["bytes"] for part in crossed if part["verb"] == "ask"),
+        "gather_bytes": sum(part["bytes"] for part in crossed if part["verb"] == "gather"),
+        "crossed": crossed,
+        "notes": list(warnings),
+    }
+
+
+def _crossed(lines: Sequence[Mapping[str, Any]]) -> list[Record]:
+    """Exchanges of all rounds added up by action and verb."""
+    found: dict[tuple[str, str], Record] = {}
+    for part in (part for line in lines for part in line["crossed"]):
+        key = (part["action"], part["verb"])
+        entry = {"action": key[0], "verb": key[1], "what": CROSSES.get(key[0], key[0]), "bytes": 0}
+        found.setdefault(key, entry)["bytes"] += part["bytes"]
+    return list(found.values())
