@@ -325,8 +325,6 @@ def json_schema() -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
-    import yaml
-
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override!r}: expected path=value, e.g. --set slm.tune.lr=1e-3")
@@ -342,9 +340,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a group")
     try:
-        parsed = _number(yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from error
+        parsed = plain_value(value)
+    except ConfigError as error:
+        raise ConfigError(f"--set {override!r}: {error}") from error
     if isinstance(node, list):
         _item(node, last, override)
         node[int(last)] = parsed
@@ -356,6 +354,20 @@ def _item(node: list[Any], name: str, override: str) -> Any:
     if not name.isdigit() or int(name) >= len(node):
         raise ConfigError(f"--set {override!r}: {name!r} is not an index of a list with {len(node)} items")
     return node[int(name)]
+
+
+def plain_value(text: str) -> Any:
+    """What a value on the command line means, read as YAML.
+
+    Raises:
+        ConfigError: it is not YAML.
+    """
+    import yaml
+
+    try:
+        return _number(yaml.safe_load(text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value is not YAML: {error}") from error
 
 
 def _number(value: Any) -> Any:

@@ -158,10 +158,9 @@ def read(question: Question) -> Source:
 
 
 def _example(module: Any, task: str, row: Row, where: str) -> Example:
-    if task == "instruction" and not str(row.get("output") or "").strip():
-        return replace(module.example({**row, "output": "?"}, where), completion="")
-    found: Example = module.example(row, where)
-    return found
+    has_answer = task != "instruction" or bool(str(row.get("output") or "").strip())
+    found: Example = module.example(row if has_answer else {**row, "output": "?"}, where)
+    return found if has_answer else replace(found, completion="")
 
 
 def _key(key: str, task: str, example: Example, row: Row, where: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,7 +133,9 @@ class Federation:
                 usable[outcome.client] = outcome
             note = {"note": f"{problem.kind}: {problem.reason}"} if isinstance(problem, Failure) else {}
             seen = {"client": outcome.client, "up_bytes": up, "down_bytes": down, **note}
-            self.progress("gather" if gathered else action.rpartition("/")[2], len(usable), len(messages), **seen)
+            self.progress(
+                "gather" if gathered else action.rpartition("/")[2], len(usable), len(messages), **seen
+            )
         self.ledger.seconds += time.monotonic() - began
         return [usable[client] for client in sorted(usable)]
 

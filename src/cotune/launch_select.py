@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from cotune import config as configs
 from cotune import coreset
 from cotune import map as maps
 from cotune.coreset import Coreset, Question
@@ -36,7 +36,7 @@ def question(data: str, method: str, options: Sequence[str], rest: Mapping[str, 
         name, equals, value = option.partition("=")
         if not equals:
             raise ConfigError(f"--set {option!r}: expected option=value, e.g. --set min_group=5")
-        specs[-1][name] = yaml.safe_load(value)
+        specs[-1][name] = configs.plain_value(value)
     kind, clients = str(rest["partition"]), rest["clients"]
     if clients > 1 and kind == "one":
         kind = "iid"

@@ -27,7 +27,8 @@ TEXT_BYTES = 6_500_000
 """Where texts would take more than this, they are cut shorter than `TEXT_AT_MOST`."""
 LISTED = 200
 
-_NOT_PLAIN = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
+_ESCAPED = "<>&\u2028\u2029"
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,8 @@ def render(map: Map) -> str:  # noqa: A002
     """
     from jinja2 import Environment, StrictUndefined
 
-    data = embedded(page_data(map))
+    data = page_data(map)
+    text = embedded(data)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -73,8 +75,9 @@ def render(map: Map) -> str:  # noqa: A002
         "facts": map.facts,
         "counts": counts(map),
         "listed": LISTED,
-        "data": Markup(data),
-        "nonce": hashlib.sha256(data.encode()).hexdigest(),
+        "cut": data["cut"],
+        "data": Markup(text),
+        "nonce": hashlib.sha256(text.encode()).hexdigest(),
     }
     return environment.from_string(template).render(values)
 
@@ -84,7 +87,7 @@ def page_data(examples: Map) -> dict[str, Any]:
 
     Returns:
         `places` (x, y, x, y, ... as whole numbers from 0 to `SIDE`), `groups`, `chosen` (row numbers),
-        `texts` (cut), `ids`, `clients` (each name once), `client` (index into it) and `cut` (the longest text).
+        `texts` (cut), `ids`, `clients` (each name once), `client` (index into it), `cut` (the longest text).
     """
     _check(examples)
     names = list(dict.fromkeys(examples.clients))
@@ -108,7 +111,9 @@ def embedded(value: object) -> str:
     No `<`, `>` or `&`, so that no text can close the element; no line separators; no lone surrogates.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return _NOT_PLAIN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    for character in _ESCAPED:
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return _HALVES.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def scaled(places: NDArray[np.floating[Any]]) -> NDArray[np.int64]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from cotune.records import Event
 from cotune.changes import number
+from cotune.records import Event
 from cotune.tables import printable
 
 PHASES: Mapping[str, float] = {

@@ -188,17 +188,22 @@ class Reader(Protocol):
         """Log-probability of each target after its context, for (context, target) pairs."""
 
     def features(self, texts: Sequence[str], dimensions: int | None, seed: int) -> Array:
-        """Features of texts, float32 [texts, dimensions]: one vector a text that every reader of the same model
-        and seed computes alike; None: all features, unprojected."""
+        """Features, float32 [texts, dimensions], that every reader of the same model and seed computes alike.
+
+        `dimensions` None: all features, unprojected.
+        """
 
 
 class LogProbs(Protocol):
-    """sums: log-probability of each whole target in nats, float64 [targets]; counts: its tokens, int64."""
+    """What a model thinks of some targets."""
 
     @property
-    def sums(self) -> Array: ...
+    def sums(self) -> Array:
+        """Log-probability of each whole target in nats, float64 [targets]."""
+
     @property
-    def counts(self) -> Array: ...
+    def counts(self) -> Array:
+        """Tokens of each target, int64 [targets]."""
 
 
 class Score(Protocol):
@@ -247,7 +252,7 @@ class Transport(Protocol):
 class SelectorParts:
     """What `build.py` hands to a selector: models by name, loaded when first asked for.
 
-    `reader("slm")` is the clients' own model, with the global adapter mounted; any other name is a frozen one.
+    `reader("slm")` is the clients' own model, with the global adapter mounted; any other is a frozen one.
     """
 
     reader: Callable[[str], Reader]

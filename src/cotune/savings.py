@@ -11,7 +11,7 @@ Record = dict[str, Any]
 
 CROSSES = {
     "propose": "mean features of groups of examples, and their numbers",
-    "pick": "the numbers of the groups that won, down; how many examples were chosen, up",
+    "pick": "which groups won, or the sum that was shared, down; how many examples were chosen, up",
     "share": "tables of counts, added up over clients",
 }
 """What a selector's step sends, in words."""

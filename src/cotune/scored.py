@@ -161,7 +161,7 @@ class Scored:
         stage = Stage(client.round.index, client.round.num_rounds, client.rng("policy"), client.used)
         rows = chain(self.policies, scores, stage)
         facts = {"selected": len(rows), "total": len(client.examples)}
-        return Reply(facts=facts, chosen=rows.tolist())
+        return Reply(facts=facts, memo={"scores": scores}, chosen=rows.tolist())
 
     def _check_completions(self, clients: Sequence[Client]) -> None:
         if "completion" not in self.needs:

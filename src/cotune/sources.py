@@ -55,9 +55,7 @@ def read(source: str, limit: int | None = None) -> list[WhereRow]:
 def lines(source: str) -> list[bytes]:
     """The rows of a source as they stand there, one line each: untouched for a file, as JSON for a hub id."""
     if source.startswith("wheel:"):
-        raw = wheels.read_member(
-            wheels.fetch_wheel(EVALS_WHEEL, EVALS_SHA256), source.removeprefix("wheel:")
-        )
+        raw = wheels.read_member(wheels.fetch_wheel(EVALS_WHEEL, EVALS_SHA256), source.removeprefix("wheel:"))
     elif _is_hub_id(source):
         return [json.dumps(row, ensure_ascii=False, default=str).encode() for _, row in _hub(source, None)]
     else:

@@ -19,16 +19,19 @@ PLUGINS = frozenset(FOLDERS.values()) - {"tasks"}
 LAYERS = (
     ("__init__", "__main__"),
     ("cli",),
-    ("launch", "compare", "doctor"),
-    ("build",),
-    ("live", "progress", "report", "page", "tables", "chart", "scores"),
-    ("session", "outcomes", "checkpoint", "federation"),
+    ("launch", "launch_select", "compare", "doctor"),
+    ("build", "coreset"),
+    ("places",),
+    ("readers",),
+    ("live", "progress", "report", "page", "selection_page", "map", "tables", "chart", "changes"),
+    ("session", "savings", "selection", "outcomes", "checkpoint", "federation"),
     ("transports",),
     ("host",),
     ("evaluate", *sorted(PLUGINS - {"transports"})),
     ("models", "data", "splits", "partition", "sources", "table", "metrics", "wheels"),
+    ("scored", "ranking", "answer_loss", "groups", "choices"),
     ("tasks", "rows"),
-    ("config", "plugins", "codec"),
+    ("config", "mistakes", "plugins", "codec"),
     ("protocols",),
     ("records", "errors"),
 )
@@ -49,8 +52,8 @@ ROOMS = {
     "datasets": ("sources",),
     "typer": ("cli",),
     "yaml": ("config",),
-    "jinja2": ("report",),
-    "rich": ("__init__", "cli", "launch", "compare", "live", "tables"),
+    "jinja2": ("report", "map"),
+    "rich": ("__init__", "cli", "launch", "launch_select", "compare", "live", "tables"),
 }
 """Where a library may be imported; others may be imported anywhere."""
 NEVER = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")

@@ -12,7 +12,8 @@ from cotune.protocols import Client, Given, SelectorParts, State
 from cotune.records import Adapter, Example, Message, Round
 from cotune.selectors import fedhds
 
-TOPICS, WIDTH = 8, 40
+TOPICS, WIDTH, FAR = 8, 40, 6
+"""Topics from FAR on lie far from all others, so that nothing is near to them."""
 
 
 @dataclass
@@ -39,7 +40,8 @@ class FakeReader:
 
 def vector(text: str) -> np.ndarray[Any, Any]:
     topic, number = map(int, text.split())
-    middle = np.random.default_rng(1000 + topic).normal(0, 3, WIDTH)
+    far = 15 if topic >= FAR else 3
+    middle = np.random.default_rng(1000 + topic).normal(0, far, WIDTH)
     return (middle + np.random.default_rng(7 * topic + 1000 * number).normal(0, 0.1, WIDTH)).astype(
         np.float32
     )
@@ -116,7 +118,7 @@ def test_a_topic_that_only_one_client_has_is_kept():
 @pytest.mark.parametrize("mode", ["shared_basis", "paper"])
 def test_every_sent_number_names_its_own_centre(mode):
     clients = {"ann": examples(range(4), each=10)}
-    _, network, selector = select(clients, mode=mode, min_group=5)
+    _, network, _ = select(clients, mode=mode, min_group=5)
     proposal = next(message for message in network.sent if message.action == "propose")
     labels, rows = network.memo["ann"]["labels"], network.memo["ann"]["rows"]
     topics = [int(example.prompt) for example in clients["ann"]]

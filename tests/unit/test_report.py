@@ -18,11 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from cotune.changes import headline
 from cotune.chart import LABEL_GAP, Series, bar_chart, line_chart, spread, value_range
 from cotune.errors import DataError, RunError
 from cotune.page import client_table, loss_charts, page_values, time_spent
 from cotune.report import append_round, read_results, read_rounds, render, write_results
-from cotune.changes import headline
 from cotune.tables import (
     amount,
     compare_markdown,

@@ -1,8 +1,8 @@
 """Features of texts: the last token in every layer of a causal model, or the mean token of an encoder.
 
-Papers: FedHDS (all layers' last token), read of its released code; sentence encoders: Reimers and Gurevych 2019,
-https://arxiv.org/abs/1908.10084. Texts of similar length share a pass; no head, no logits, and of every layer
-only the last token is kept.
+Papers: FedHDS (all layers' last token), https://arxiv.org/abs/2410.10926; sentence encoders: Reimers and
+Gurevych 2019, https://arxiv.org/abs/1908.10084. Texts of similar length share a pass; no head, no logits, and
+of every layer only the last token is kept.
 """
 
 from __future__ import annotations
@@ -106,4 +106,3 @@ def shared_basis(num_features: int, dimensions: int, seed: int) -> Floats:
     drawn = np.random.Generator(np.random.Philox(seed)).standard_normal((num_features, dimensions))
     found: Floats = (drawn / np.sqrt(num_features)).astype(np.float32)
     return found
-

@@ -77,13 +77,20 @@ def score_pairs(
         lm: the model, with or without one adapter mounted.
         pairs: (context, target); they are encoded together and split as `CausalLM.encode_pair` does.
         tokens: positions per forward pass, padding included; a longer pair gets a pass of its own.
+            Neighbours with the same context are read once where the model allows it.
         progress: told after every pass.
 
     Returns:
         Scores in the order of `pairs`, whatever the batches were. A pair that is longer than the model's
         context loses the start of its context, then the end of its target; `counts` says what was scored.
     """
-    return _score(lm, [[row] for row in _encode(lm, pairs)], tokens, progress)
+    rows = _encode(lm, pairs)
+    together = [range(*span) for span in _same_context(pairs)]
+    groups: list[list[Encoded]] = []
+    for numbers in together:
+        mine = [rows[number] for number in numbers]
+        groups += [mine] if _can_share(lm, mine, tokens) else [[row] for row in mine]
+    return _score(lm, groups, tokens, progress)
 
 
 def score_choices(
@@ -145,6 +152,15 @@ def _cut(head: list[int], tail: list[int], limit: int) -> Encoded:
     was_cut = len(kept) < len(tail) or len(head) > room
     head = head[-room:]
     return Encoded((*head, *kept), len(head), was_cut)
+
+
+def _same_context(pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[int, int]]:
+    """Runs of neighbours with the same context, as (first, one after the last)."""
+    start = 0
+    for number in range(1, len(pairs) + 1):
+        if number == len(pairs) or pairs[number][0] != pairs[start][0]:
+            yield start, number
+            start = number
 
 
 def _encode_choices(lm: CausalLM, examples: Sequence[Example]) -> list[list[Encoded]]:

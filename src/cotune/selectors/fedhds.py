@@ -2,8 +2,8 @@
 
 Paper: Qin et al. 2024 (FedHDS), https://arxiv.org/abs/2410.10926: hierarchical data selection, with the
 correct rows and group numbers that its released code lacks. In mode `paper` every client lays out its
-examples by a t-SNE of its own, so that centres of different clients cannot be compared; in mode `shared_basis`
-all clients use the same seeded projection, and distinct groups are kept instead of being taken for noise.
+examples by a t-SNE of its own, so that centres of different clients cannot be compared; in `shared_basis` all
+clients use the same seeded projection, and distinct groups are kept instead of being taken for noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 class Config(PluginConfig):
     """Options of FedHDS."""
 
-    mode: Literal["shared_basis", "paper"] = "shared_basis"
+    mode: Literal["shared_basis", "paper"] = Field(
+        "shared_basis", description="one projection for everybody, or as printed: a t-SNE for each client"
+    )
     model: str = Field(
         "slm", description="whose features: `slm` as it is now, or a frozen model (all-minilm-l6-v2: Turbo)"
     )
