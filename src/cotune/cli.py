@@ -140,8 +140,8 @@ def evaluate(
 
 @app.command()
 def select(
-    data: Annotated[str, typer.Option(help="JSONL (.gz) or hub id")],
     out: Annotated[Path, typer.Option(help="folder to write to; it must be new or empty")],
+    data: Annotated[str, typer.Option(help="JSONL (.gz) or hub id; the task's own rows by default")] = "",
     method: Annotated[
         str, typer.Option(help="selectors of `cotune plugins`, joined by commas: noise_floor,fedhds")
     ] = "fedhds",

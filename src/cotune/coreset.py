@@ -45,7 +45,7 @@ class Question:
     """What is to be chosen, from what, and by whom.
 
     Attributes:
-        data: JSONL file (.gz), `wheel:` member or hub id.
+        data: JSONL file (.gz), `wheel:` member or hub id; empty: the task's own rows.
         methods: selectors in order, each a name or `{name: ..., option: ...}`.
         task: how rows are read; empty: `multiple_choice` for rows with choices, else `instruction`.
         partition: who holds what: `one`, `iid:N`, `dirichlet:N:ALPHA[:KEY]`, `by_key:KEY`.
@@ -96,7 +96,7 @@ def choose(question: Question, note: Callable[[str], None], tick: Tick) -> tuple
     """
     began = time.perf_counter()
     specs = _specs(question)
-    note(f"reading {question.data}")
+    note(f"reading {question.data or question.task}")
     source = read(question)
     read_seconds = time.perf_counter() - began
     readers = Readers(question.model, configs.RuntimeConfig(), note, tick)
@@ -123,10 +123,11 @@ def choose(question: Question, note: Callable[[str], None], tick: Tick) -> tuple
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The rows as examples, dealt to clients, and each row's line."""
+    """The rows as examples, dealt to clients; each row's line; and where they are from."""
 
     dataset: Dataset
     lines: Sequence[bytes]
+    data: str
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -136,7 +137,10 @@ class Source:
 
 def read(question: Question) -> Source:
     """The data as examples; rows without an answer are allowed, for scores that need none."""
-    rows = sources.read(question.data)
+    data = question.data or (load_task(question.task).SOURCE if question.task else "")
+    if not data:
+        raise ConfigError("--data: missing. Name a JSONL file or hub id, or a task that has rows: --task food")
+    rows = sources.read(data)
     task = question.task or ("multiple_choice" if "choices" in rows[0][1] else "instruction")
     module = load_task(task)
     partition, key = _partition(question.partition, len(rows))
@@ -154,7 +158,7 @@ def read(question: Question) -> Source:
     sources.raise_all(errors)
     names, parts = datasets.deal(keys, partition, question.seed)
     empty = Dataset((), {}, {}, {}, tuple(examples), dict(zip(names, parts, strict=True)))
-    return Source(empty, sources.lines(question.data))
+    return Source(empty, sources.lines(data), data)
 
 
 def _example(module: Any, task: str, row: Row, where: str) -> Example:
@@ -257,7 +261,7 @@ def _facts(
     taken = np.bincount(chosen.owner[chosen.indices], minlength=len(dataset.clients)).tolist()
     lengths, unit = _lengths(source.examples, readers)
     return {
-        "data": question.data,
+        "data": source.data,
         "methods": [dict(method) for method in question.methods],
         "selected": len(chosen.indices),
         "total": len(source.examples),
