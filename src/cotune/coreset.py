@@ -139,7 +139,9 @@ def read(question: Question) -> Source:
     """The data as examples; rows without an answer are allowed, for scores that need none."""
     data = question.data or (load_task(question.task).SOURCE if question.task else "")
     if not data:
-        raise ConfigError("--data: missing. Name a JSONL file or hub id, or a task that has rows: --task food")
+        raise ConfigError(
+            "--data: missing. Name a JSONL file or hub id, or a task that has rows: --task food"
+        )
     rows = sources.read(data)
     task = question.task or ("multiple_choice" if "choices" in rows[0][1] else "instruction")
     module = load_task(task)

@@ -31,6 +31,27 @@ def answers(found: ByTask) -> dict[str, list[float]]:
     return {task: numbers["answers"] for task, numbers in found.items() if "answers" in numbers}
 
 
+def problem(found: object) -> str:
+    """What is wrong with the numbers a client sent; empty for nothing.
+
+    Numbers are finite or missing (None); answers are a list of them; shown texts are left alone.
+    """
+    if not isinstance(found, Mapping):
+        return f"metrics: expected numbers by task, got {type(found).__name__}"
+    for task, numbers in found.items():
+        if not isinstance(numbers, Mapping) or not isinstance(numbers.get("n"), int):
+            return f"metrics of {task!r:.40}: expected numbers by name, with n"
+        for name, value in numbers.items():
+            values = value if name == "answers" and isinstance(value, list) else [value]
+            if name != "shown" and not all(_is_number_or_none(one) for one in values):
+                return f"metrics of {task!r:.40}: {name!r:.40} is no finite number"
+    return ""
+
+
+def _is_number_or_none(value: object) -> bool:
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
+
+
 def over_clients(clients: Mapping[str, ByTask], is_shared: bool) -> dict[str, dict[str, float]]:
     """Mean over clients by task; `n` counts questions once when all clients answer the same ones."""
     tasks = dict.fromkeys(task for by_task in clients.values() for task in by_task)

@@ -41,10 +41,12 @@ def _word_features(texts: Sequence[str], seed: int) -> npt.NDArray[np.float32]:
 
 
 def _plane(points: npt.NDArray[np.float32]) -> Floats:
-    """The two main directions, [n, 2] (PCA by singular values)."""
+    """The two main directions, [n, 2] (PCA), far points drawn in so that near ones show."""
     centred = points.astype(np.float64) - points.mean(0, dtype=np.float64) if len(points) else points
     if len(points) < 2:
         return np.zeros((len(points), 2))
     _, _, directions = np.linalg.svd(centred.T @ centred)
-    found: Floats = centred @ directions[:2].T
+    flat = centred @ directions[:2].T
+    typical = np.median(np.abs(flat), axis=0)
+    found: Floats = np.arcsinh(flat / np.where(typical > 0, typical, 1.0))
     return found

@@ -200,7 +200,13 @@ def _measure(session: Session, state: State, now: Round) -> Record:
     if "slm" in session.strategy.trains:
         clients = _measured_clients(session)
         replies = session.federation.ask("evaluate", state.slm, now, {client: {} for client in clients})
-        by_client = {reply.client: reply.facts["metrics"] for reply in replies}
+        by_client = {}
+        for reply in replies:
+            problem = outcomes.problem(reply.facts.get("metrics"))
+            if problem:
+                session.federation.refuse(reply, problem)
+            else:
+                by_client[reply.client] = reply.facts["metrics"]
         metrics["clients"] = {client: outcomes.without_answers(m) for client, m in by_client.items()}
         metrics["slm"] = outcomes.over_clients(metrics["clients"], is_shared=session.dataset.own_test is None)
         right["clients"] = {client: outcomes.answers(m) for client, m in by_client.items()}

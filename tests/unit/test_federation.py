@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from cotune import outcomes
 from cotune.aggregators.mean import Mean
 from cotune.errors import WireError
 from cotune.federation import Federation, check_reply
-from cotune.protocols import Gathered
-from cotune.records import Adapter, Failure, Message, Round, adapter_header
+from cotune.protocols import Gathered, State
+from cotune.records import Adapter, Event, Failure, Message, Round, adapter_header
+from cotune.strategies import centralized
 from faulty import Scripted
 
 ADAPTER = Adapter({"a": np.zeros(2, np.float32), "b": np.zeros((2, 1), np.float32)}, "base", 1, 2.0)
@@ -186,3 +189,77 @@ def test_only_the_cohort_is_asked():
     transport = Scripted(NAMES, lambda m: [reply_to(m)])
     Federation(transport, Mean(), lambda _: None).gather("tune", ADAPTER, replace(ROUND, cohort=("bob",)))
     assert [message.client for message in transport.seen] == ["bob"]
+
+
+def test_each_client_is_told_its_own_and_only_those_who_are_told_are_asked():
+    network = federation(lambda m: [Message(m.client, m.round, m.action, {}, {"told": m.facts.get("told")})])
+    found = network.ask("say", None, ROUND, {"bob": {"groups": [1]}, "ann": {}})
+    assert [(reply.client, reply.facts["told"]) for reply in found] == [
+        ("ann", None),
+        ("bob", {"groups": [1]}),
+    ]
+    assert network.ask("say", None, ROUND, {}) == []
+
+
+def test_a_reply_can_be_refused_after_it_came():
+    heard: list[Event] = []
+    network = Federation(Scripted(NAMES, lambda m: [reply_to(m)]), Mean(), heard.append)
+    first, *_ = network.ask("say", None, ROUND)
+    network.refuse(first, "nonsense")
+    assert network.ledger.failures == [Failure(first.client, 3, "rejected", "nonsense")]
+    assert heard[-1].facts["note"] == "rejected: nonsense"
+
+
+def test_arrays_that_are_asked_for_may_have_any_shape_but_must_be_finite():
+    def answer(message):
+        value = np.nan if message.client == "bob" else 1.0
+        return [Message(message.client, message.round, message.action, {"c": np.full((2, 3), value)}, {})]
+
+    network = federation(answer)
+    assert [reply.client for reply in network.ask("propose", None, ROUND)] == ["ann", "cid"]
+    assert "not finite" in network.ledger.failures[0].reason
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        (None, "NoneType"),
+        ([], "list"),
+        ({"food": 3}, "numbers by name"),
+        ({"food": {"accuracy": 0.5}}, "with n"),
+        ({"food": {"n": 3, "accuracy": "high"}}, "accuracy"),
+        ({"food": {"n": 3, "accuracy": float("inf")}}, "accuracy"),
+        ({"food": {"n": 3, "answers": [1, None, "x"]}}, "answers"),
+    ],
+)
+def test_numbers_that_a_client_cannot_have_measured_are_named(metrics, words):
+    assert words in outcomes.problem(metrics)
+    assert outcomes.problem({"food": {"n": 2, "accuracy": 0.5, "answers": [1, 0], "shown": ["a"]}}) == ""
+
+
+@pytest.mark.parametrize(
+    "change", [{"id": 3}, {"choices": None}, {"answer_idx": "0"}, {"extra": 1}, {"prompt": None}]
+)
+def test_centralized_refuses_rows_that_are_no_examples(change):
+    good = {
+        "id": "a",
+        "prompt": "p",
+        "completion": "c",
+        "choices": ["x"],
+        "answer_idx": 0,
+        "rationale": "",
+        "domain": "",
+    }
+    rows = {"ann": good, "bob": {**good, **change}, "cid": good}
+    network = federation(lambda m: [Message(m.client, m.round, m.action, {}, {"examples": [rows[m.client]]})])
+    taught: list[int] = []
+
+    class Learner:
+        def tune_clients(self, clients, starts):
+            taught.append(len(clients[0].examples))
+            return [SimpleNamespace(adapter=ADAPTER, loss=1.0)]
+
+    strategy = centralized.Centralized(Learner(), ())
+    strategy.server_round(State(llm=ADAPTER), ROUND, network)
+    assert taught == [2]
+    assert [failure.client for failure in network.ledger.failures] == ["bob"]

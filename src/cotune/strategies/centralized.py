@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cotune.plugins import PluginConfig
 from cotune.protocols import Client, Parts, Reply, State, Verbs
@@ -40,8 +40,13 @@ class Centralized:
     def server_round(self, state: State, round: Round, verbs: Verbs) -> tuple[State, Mapping[str, float]]:
         """One round of the same tuning that clients do, on everybody's examples, if there are any."""
         replies = verbs.ask("upload", None, round)
-        rows = [row for reply in replies for row in reply.facts["examples"]]
-        examples = [*map(_example, rows), *self.public]
+        examples: list[Example] = []
+        for reply in replies:
+            try:
+                examples += map(_example, reply.facts["examples"])
+            except (KeyError, TypeError, ValueError):
+                verbs.refuse(reply, "examples: expected rows with the fields of an example")
+        examples += self.public
         if not examples:
             return state, {}
         server = Client("server", examples, round)
@@ -57,10 +62,14 @@ class Centralized:
         return [Reply(facts={"examples": [asdict(e) for e in client.examples]}) for client in clients]
 
 
-def _example(row: Mapping[str, object]) -> Example:
-    choices = row["choices"]
-    assert isinstance(choices, list)
-    return Example(**{**row, "choices": tuple(choices)})  # type: ignore[arg-type]
+def _example(row: Mapping[str, Any]) -> Example:
+    """An example out of JSON values, each of the type it must have."""
+    texts = {name: row[name] for name in ("id", "prompt", "completion", "rationale", "domain")}
+    choices, answer = row["choices"], row["answer_idx"]
+    fits = all(isinstance(text, str) for text in [*texts.values(), *choices])
+    if not fits or not (answer is None or isinstance(answer, int)) or len(row) != len(texts) + 2:
+        raise TypeError("a field of an example has another type")
+    return Example(**texts, choices=tuple(choices), answer_idx=answer)
 
 
 def build(_config: Config, parts: Parts) -> Centralized:
