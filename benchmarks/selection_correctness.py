@@ -3,10 +3,10 @@
     python benchmarks/selection_correctness.py --out benchmarks/results/selection_correctness.json
 
 Clients with examples of eight topics, features with noise, no model. Three shares: picks that are the example
-the rule means; centres that travel with the number of their own group; and for two clients drawn from the same
-topics, how often a centre's nearest centre of the other client has its topic. The released code reads features
-through a shuffled loader and uses the rows of that order on the unshuffled data, and it sends centre j with
-the label of example j (official repository zhenqincn/FedHDS at 7a243cc); both are imitated here.
+the rule means; centres that travel with the number of their own group; and for two clients drawn from the
+same topics, how often a centre's nearest centre of the other client has its topic. The released code reads
+features through a shuffled loader and uses the rows of that order on the unshuffled data, and it sends centre
+j with the label of example j (repository zhenqincn/FedHDS at 7a243cc); both are imitated here.
 """
 
 from __future__ import annotations

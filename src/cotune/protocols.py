@@ -64,8 +64,8 @@ class Reply:
     weight: float = 1.0
     sums: Mapping[str, float] = field(default_factory=dict)
     facts: Facts = field(default_factory=dict)
-    arrays: Mapping[str, Array] = field(default_factory=dict)
     keep: Adapter | None = None
+    arrays: Mapping[str, Array] = field(default_factory=dict)
     memo: Mapping[str, Array] = field(default_factory=dict)
     chosen: Sequence[int] | None = None
 
