@@ -37,7 +37,7 @@ def run(
 
 def select(
     data: str | Path,
-    method: str | Sequence[dict[str, Any]] = "fedhds",
+    method: str | Sequence[str | dict[str, Any]] = "fedhds",
     *,
     out: str | Path | None = None,
     **how: Any,
@@ -46,7 +46,7 @@ def select(
 
     Args:
         data: JSONL file (.gz) or hub id.
-        method: selectors joined by commas, or `{"name": ..., option: ...}` for each.
+        method: selectors joined by commas, or a list of names and `{"name": ..., option: ...}`.
         out: folder for coreset.jsonl, selection.json and map.html; nothing is written by default.
         how: `keep` (share), `model`, `task`, `seed`, and `partition`: `one`, `iid:N`,
             `dirichlet:N:ALPHA[:KEY]` or `by_key:KEY`.
@@ -62,9 +62,7 @@ def select(
     from cotune import launch_select
     from cotune.coreset import Question
 
-    names = method.split(",") if isinstance(method, str) else []
-    specs = [{"name": name.strip()} for name in names] or [
-        dict(one) for one in method if isinstance(one, dict)
-    ]
+    named = [name.strip() for name in method.split(",")] if isinstance(method, str) else method
+    specs = [{"name": one} if isinstance(one, str) else dict(one) for one in named]
     target = Path(out) if out else None
     return launch_select.select(Question(str(data), specs, **how), target, Console(stderr=True))

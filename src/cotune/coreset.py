@@ -111,7 +111,7 @@ def choose(question: Question, note: Callable[[str], None], tick: Tick) -> tuple
         failures = federation.ledger.failures
         if failures:
             raise DataError(f"{failures[0].client}: {failures[0].reason}")
-        chosen = _gathered(source, host.choices, question, specs)
+        chosen = _gathered(source, host.choices, len(specs))
     seconds = {"reading": read_seconds, "choosing": found.seconds}
     began = time.perf_counter()
     points, colours, whose = places(_texts(source.examples), readers, question.seed)
@@ -195,7 +195,8 @@ def _partition(text: str, num_rows: int) -> tuple[configs.Partition, str]:
         pass
     raise ConfigError(
         f"--partition {text!r}: expected one, iid:N, dirichlet:N:ALPHA[:KEY] or by_key:KEY, for {num_rows} "
-        "rows, with N and ALPHA above 0; e.g. dirichlet:200:0.5:task"
+        "rows, with N and ALPHA above 0; e.g. dirichlet:200:0.5:task, or --partition dirichlet:0.5:task "
+        "--clients 200"
     )
 
 
@@ -209,29 +210,36 @@ def _specs(question: Question) -> list[dict[str, Any]]:
     specs = [dict(method) for method in question.methods]
     if not specs:
         raise ConfigError(f"--method: expected one of {', '.join(plugins.names('selector'))}")
-    if keep is not None and "keep" in plugins.config_class("selector", specs[-1]["name"]).model_fields:
-        specs[-1].setdefault("keep", keep)
+    if keep is not None:
+        _give_share(specs, keep)
     configs.check_plugins("selector", specs)
     return specs
+
+
+def _give_share(specs: list[dict[str, Any]], keep: float) -> None:
+    last = specs[-1]["name"]
+    if "keep" not in plugins.config_class("selector", last).model_fields:
+        raise ConfigError(
+            f"--keep {keep:g}: {last} takes no share. Add a selector that does: --method {last},random_subset"
+        )
+    specs[-1].setdefault("keep", keep)
 
 
 def _options(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in spec.items() if key != "name"}
 
 
-def _gathered(source: Source, choices: Choices, question: Question, specs: Sequence[Any]) -> Coreset:
-    """Every client's choice in rows of the data, cut to the share where the method does not do so itself."""
-    dataset, last = source.dataset, len(specs) - 1
+def _gathered(source: Source, choices: Choices, num_selectors: int) -> Coreset:
+    """Every client's choice in rows of the data."""
+    dataset, last = source.dataset, num_selectors - 1
     num_rows = len(dataset.pool)
     owner, groups = np.zeros(num_rows, np.int64), np.full(num_rows, -1)
     scores = np.full(num_rows, np.nan)
-    keep = None if "keep" in specs[-1] else question.keep
     picked: list[Ints] = []
     for number, client in enumerate(dataset.clients):
         rows = dataset.parts[client]
         owner[rows] = number
-        mine = choices.rows(client, 1, len(rows))
-        picked.append(rows[mine[: _count(keep, len(rows))]])
+        picked.append(rows[choices.rows(client, 1, len(rows))])
         memo = choices.memo(client, last, 1)
         pool = rows[choices.pool(client, last, 1, len(rows))]
         if "labels" in memo:
@@ -246,10 +254,6 @@ def _gathered(source: Source, choices: Choices, question: Question, specs: Seque
         scores=None if np.isnan(scores).all() else scores,
         facts={},
     )
-
-
-def _count(keep: float | None, num_rows: int) -> int | None:
-    return None if keep is None else max(1, int(keep * num_rows + 0.5))
 
 
 def _facts(

@@ -197,7 +197,8 @@ def check_reply(
         _check_update(reply, sent)
     for name, array in reply.arrays.items():
         if not np.isfinite(array).all():
-            raise WireError(f"{name}: a value is not finite: training diverged; lower slm.tune.lr")
+            cure = ": training diverged; lower slm.tune.lr" if gathered else ""
+            raise WireError(f"{name}: a value is not finite{cure}")
 
 
 def _check_update(reply: Message, sent: Message) -> None:

@@ -35,7 +35,7 @@ def _word_features(texts: Sequence[str], seed: int) -> npt.NDArray[np.float32]:
         return np.zeros((0, 2), np.float32)
     counts = HashingVectorizer(n_features=1 << 14, norm=None, alternate_sign=False).transform(texts)
     weighted = TfidfTransformer().fit_transform(counts)
-    with np.errstate(invalid="ignore"):  # a share of a variance of 0, which nobody asked for
+    with np.errstate(invalid="ignore", divide="ignore"):  # a share of a variance of 0, which nobody asked for
         found: npt.NDArray[np.float32] = TruncatedSVD(16, random_state=seed).fit_transform(weighted)
     return found.astype(np.float32)
 

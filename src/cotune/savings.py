@@ -10,7 +10,8 @@ from cotune.selection import Counts, Selection
 Record = dict[str, Any]
 
 CROSSES = {
-    "propose": "mean features of groups of examples, and their numbers",
+    "propose": "mean features of groups of examples (of a group of one, that example's own), the groups' "
+    "numbers, how many examples there are, and which model read them",
     "pick": "which groups won, or the sum that was shared, down; how many examples were chosen, up",
     "share": "tables of counts, added up over clients",
 }
@@ -65,24 +66,25 @@ def last_counts(rounds: Sequence[Mapping[str, Any]]) -> Counts:
 
 
 def summary(rounds: Sequence[Mapping[str, Any]], names: Sequence[str], totals: Counts) -> Record:
-    """The part `selection` of results.json."""
+    """The part `selection` of results.json.
+
+    `chosen` and `total` count an example in every round in which it was or would have been trained on;
+    `clients` is what each has in use at the end.
+    """
     lines = [record["selection"] for record in rounds if record.get("selection")]
     counts = last_counts(rounds)
-    saved = [
-        (line["total"] / line["chosen"] - 1) * line["tune_seconds"] - line["seconds"]
-        for line in lines
-        if line["chosen"]
-    ]
+    saved = [(line["total"] / line["chosen"] - 1) * line["tune_seconds"] for line in lines if line["chosen"]]
     crossed = _crossed(lines)
     warnings = dict.fromkeys(filter(None, map(warning, lines)))
     epochs = [line["epoch_seconds"] for line in lines if line["epoch_seconds"]]
     return {
         "selectors": list(names),
         "clients": {c: {"total": totals.get(c, 0), "chosen": counts[c]} for c in list(counts)[:1000]},
-        "total": sum(totals.get(client, 0) for client in counts),
-        "chosen": sum(counts.values()),
+        "total": sum(line["total"] for line in lines),
+        "chosen": sum(line["chosen"] for line in lines),
         "sat_out": sum(len(line["sat_out"]) for line in lines),
         "seconds": sum(line["seconds"] for line in lines),
+        "seconds_longest": max((line["seconds"] for line in lines), default=0.0),
         "seconds_tuning": sum(line["tune_seconds"] for line in lines),
         "epoch_seconds": sum(epochs) / len(epochs) if epochs else None,
         "saved_seconds": sum(saved) if saved else None,

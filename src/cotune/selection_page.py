@@ -141,7 +141,8 @@ def _sat_out(selection: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]]) 
 
 
 def _warning(selection: Mapping[str, Any]) -> str:
-    seconds, epoch = number(selection.get("seconds")), number(selection.get("epoch_seconds"))
+    seconds = number(selection.get("seconds_longest", selection.get("seconds")))
+    epoch = number(selection.get("epoch_seconds"))
     if seconds is None or epoch is None or seconds <= epoch:
         return ""
     return (

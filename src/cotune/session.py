@@ -105,7 +105,9 @@ def _selection_facts(session: Session, found: Selection | None, cohort: Round, c
     if found is None:
         return {}
     totals = {client: session.dataset.num_train(client) for client in session.federation.clients()}
-    tuning = (clock.seconds["tune"], session.passes)
+    is_here = "slm" not in session.strategy.trains  # then the server trains, on what clients gave it
+    training = clock.seconds["tune"] + (clock.seconds["co-tune"] if is_here else 0.0)
+    tuning = (training, session.passes)
     record = savings.round_record(found, cohort.cohort, totals, tuning)
     if savings.warning(record):
         session.federation.progress("select", 1, 1, note=savings.warning(record))

@@ -119,12 +119,15 @@ def refuse_repeated_ids(tables: Iterable[Sequence[Entry]]) -> None:
 
 
 def partition_key(key: str, task: str, example: Example, row: Row, where: str) -> str:
-    """The value of domain, task, or a field of the row by which rows are dealt to clients.
+    """The value of a field of the row by which rows are dealt to clients.
+
+    Where a row has no field `domain` or `task` of its own, these words mean the task's.
 
     Raises:
         DataError: the row has no such field, or it is no text or whole number.
     """
-    if key in ("domain", "task"):
+    own = row.get(key)
+    if key in ("domain", "task") and not (isinstance(own, str) and own.strip()):
         return example.domain if key == "domain" else task
     value: object = row
     for part in key.split("."):

@@ -85,11 +85,19 @@ def test_the_same_seed_gives_the_same_choice(small, data):
     assert sorted(one.indices) != sorted(other.indices)
 
 
-def test_a_method_without_a_share_of_its_own_is_cut_in_its_order_of_use(small, data):
-    whole = cotune.select(data, [ALL], model=str(small / "slm"))
-    cut = cotune.select(data, [ALL], model=str(small / "slm"), keep=0.1)
-    assert cut.indices.tolist() == whole.indices.tolist()[: len(cut.indices)]
-    assert len(cut.indices) == round(0.1 * len(INSTRUCTIONS))
+def test_a_method_that_takes_no_share_says_what_does(small, data):
+    with pytest.raises(ConfigError, match=r"noise_floor takes no share.*noise_floor,random_subset"):
+        cotune.select(data, [ALL], model=str(small / "slm"), keep=0.1)
+    found = cotune.select(data, [ALL, "random_subset"], model=str(small / "slm"), keep=0.1)
+    assert len(found.indices) == round(0.1 * len(INSTRUCTIONS))
+
+
+def test_a_field_of_the_rows_called_task_deals_by_that_field(small, tmp_path):
+    rows = [{"instruction": f"say {i}", "output": "x", "task": ["a", "b"][i % 2]} for i in range(8)]
+    path = tiny.write_rows(tmp_path / "kinds.jsonl", rows)
+    found = cotune.select(path, "random_subset", partition="by_key:task", keep=1.0)
+    assert found.clients == ("a", "b")
+    assert found.owner.tolist() == [0, 1] * 4
 
 
 @pytest.mark.parametrize("method", ["fedhds", "density", "zip", "random_subset"])

@@ -25,33 +25,34 @@ Part = tuple[list[int], Floats]
 
 
 @torch.no_grad()
-def last_tokens(lm: CausalLM, texts: Sequence[str], tokens: int) -> Iterator[tuple[Part, int]]:
+def last_tokens(lm: CausalLM, texts: Sequence[str], tokens: int, is_raw: bool) -> Iterator[Part]:
     """Hidden states of each text's last token: the embedding, then every layer, the last one normalised.
 
-    Each layer's vector is standardised on its own (mean 0, deviation 1 over its width), so that no layer
-    drowns the others.
+    Unless `is_raw`, each layer's vector is standardised on its own (mean 0, deviation 1 over its width), so
+    that no layer drowns the others.
 
     Args:
         lm: the model, with or without an adapter mounted.
         texts: any texts; an empty one is read as the start token.
         tokens: positions per forward pass, padding included; a longer text gets a pass of its own.
 
+        is_raw: as the layers are.
+
     Yields:
-        ((numbers, [texts, (layers + 1) * width]), how many of them lost their start to fit the context).
+        Numbers of texts, and [texts, (layers + 1) * width]. A text longer than the context loses its start.
     """
-    rows, num_cut = _encode(lm, texts)
+    rows = [ids[-context_length(lm) :] or [lm.start_id] for ids in tokenized(lm.tokenizer, texts)]
     stack = LayerStack(lm.model)
     for chosen in batches([len(row) for row in rows], tokens):
         last = torch.tensor([len(rows[i]) - 1 for i in chosen], device=lm.device)
         states = _read(lm, stack, _padded(lm, [rows[i] for i in chosen]), last)
-        yield (chosen, _standard(states).flatten(1).cpu().numpy()), sum(num_cut[i] for i in chosen)
+        yield chosen, (states if is_raw else _standard(states)).flatten(1).cpu().numpy()
 
 
-def _encode(lm: CausalLM, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-    limit = context_length(lm)
-    found = lm.tokenizer(list(texts), add_special_tokens=True)["input_ids"] if texts else []
-    rows = [ids or [lm.start_id] for ids in found]
-    return [row[-limit:] for row in rows], [len(row) > limit for row in rows]
+def tokenized(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, uncut."""
+    found: list[list[int]] = tokenizer(list(texts), truncation=False)["input_ids"] if texts else []
+    return found
 
 
 def _padded(lm: CausalLM, rows: Sequence[list[int]]) -> Tensor:
@@ -83,10 +84,9 @@ def _standard(states: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean_tokens(model: Any, tokenizer: Any, texts: Sequence[str], tokens: int) -> Iterator[tuple[Part, int]]:
-    """Mean over a text's tokens of an encoder's last layer, of length 1; otherwise as `last_tokens`."""
-    limit = int(model.config.max_position_embeddings)
-    full = tokenizer(list(texts), truncation=False)["input_ids"] if texts else []
+def mean_tokens(model: Any, tokenizer: Any, texts: Sequence[str], tokens: int) -> Iterator[Part]:
+    """Mean over a text's tokens of an encoder's last layer, of length 1; a long text loses its end."""
+    limit = encoder_limit(model, tokenizer)
     rows = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"] if texts else []
     device = next(model.parameters()).device
     for chosen in batches([len(row) for row in rows], tokens):
@@ -95,7 +95,12 @@ def mean_tokens(model: Any, tokenizer: Any, texts: Sequence[str], tokens: int) -
         mask = batch["attention_mask"][..., None]
         mean = (state * mask).sum(1) / mask.sum(1)
         mean = torch.nn.functional.normalize(mean, dim=1)
-        yield (chosen, mean.cpu().numpy()), sum(len(full[i]) > limit for i in chosen)
+        yield chosen, mean.cpu().numpy()
+
+
+def encoder_limit(model: Any, tokenizer: Any) -> int:
+    """Tokens an encoder can read; some say more in their configuration than their positions allow."""
+    return min(int(model.config.max_position_embeddings), int(tokenizer.model_max_length))
 
 
 def shared_basis(num_features: int, dimensions: int, seed: int) -> Floats:

@@ -20,7 +20,7 @@ def is_encoder(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     names = config.get("architectures") or [] if isinstance(config, dict) else []
-    return bool(names) and not any("LM" in name for name in names)
+    return bool(names) and not any("CausalLM" in name or "LMHead" in name for name in names)
 
 
 def load(folder: Path, fingerprint: str, device: str) -> Encoder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,9 +13,16 @@ import numpy.typing as npt
 
 from cotune.errors import ModelError
 from cotune.models.causal_lm import CausalLM
-from cotune.models.embed import Part, last_tokens, mean_tokens, shared_basis
+from cotune.models.embed import (
+    Part,
+    encoder_limit,
+    last_tokens,
+    mean_tokens,
+    shared_basis,
+    tokenized,
+)
 from cotune.models.lora import LoraStack
-from cotune.models.score import Scores, score_pairs
+from cotune.models.score import Scores, context_length, score_pairs
 from cotune.models.vectors import Vectors
 from cotune.records import Adapter
 
@@ -27,9 +35,12 @@ class Source(Protocol):
     """What is read: a causal model or an encoder."""
 
     fingerprint: str
+    tokenizer: Any
+    limit: int
+    dtype: str
 
-    def parts(self, texts: Sequence[str], tokens: int) -> Iterator[tuple[Part, int]]:
-        """All features of some texts, batch by batch, with the number of texts that were cut."""
+    def parts(self, texts: Sequence[str], tokens: int, is_raw: bool) -> Iterator[Part]:
+        """All features of some texts, batch by batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +51,24 @@ class Causal:
     stack: LoraStack | None
     fingerprint: str
 
-    def parts(self, texts: Sequence[str], tokens: int) -> Iterator[tuple[Part, int]]:
+    @property
+    def tokenizer(self) -> Any:
+        """Of the model."""
+        return self.lm.tokenizer
+
+    @property
+    def limit(self) -> int:
+        """Tokens that it can read."""
+        return context_length(self.lm)
+
+    @property
+    def dtype(self) -> str:
+        """In which it computes."""
+        return str(self.lm.model.dtype)
+
+    def parts(self, texts: Sequence[str], tokens: int, is_raw: bool) -> Iterator[Part]:
         """The last token in every layer."""
-        return last_tokens(self.lm, texts, tokens)
+        return last_tokens(self.lm, texts, tokens, is_raw)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +79,18 @@ class Encoder:
     tokenizer: Any
     fingerprint: str
 
-    def parts(self, texts: Sequence[str], tokens: int) -> Iterator[tuple[Part, int]]:
-        """The mean token of the last layer."""
+    @property
+    def limit(self) -> int:
+        """Tokens that it can read."""
+        return encoder_limit(self.model, self.tokenizer)
+
+    @property
+    def dtype(self) -> str:
+        """In which it computes."""
+        return str(self.model.dtype)
+
+    def parts(self, texts: Sequence[str], tokens: int, is_raw: bool) -> Iterator[Part]:
+        """The mean token of the last layer; it is of length 1 either way."""
         return mean_tokens(self.model, self.tokenizer, texts, tokens)
 
 
@@ -62,22 +98,34 @@ class Encoder:
 class ModelReader:
     """See `cotune.protocols.Reader`.
 
-    `num_cut` counts texts that were longer than the model can read; `basis` is the dimensions and the seed of
-    the features that were read last from the bare model.
+    `basis` is the dimensions and the seed of the features that were read last from the bare model.
     """
 
     source: Causal | Encoder
     tokens: int
     vectors: Vectors | None = None
     tick: Tick = lambda *_: None
-    num_cut: int = 0
     basis: tuple[int, int] | None = field(default=None, init=False)
     _is_bare: bool = field(default=True, init=False)
+    _cut: set[bytes] = field(default_factory=set, init=False)
+    _identity: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        tokenizer = self.source.tokenizer
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+        digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+        self._identity = f"{self.source.fingerprint}-{digest}"
+
+    @property
+    def num_cut(self) -> int:
+        """Different texts so far that were longer than the model can read."""
+        return len(self._cut)
 
     @property
     def fingerprint(self) -> str:
-        """Of the weights, without adapter."""
-        return self.source.fingerprint
+        """Of the weights without adapter, and of the tokenizer."""
+        return self._identity
 
     def mount(self, adapter: Adapter | None) -> None:
         """Read with this adapter from now on; None: the bare model."""
@@ -98,19 +146,18 @@ class ModelReader:
                 "a sentence encoder has no log-probabilities: this score needs a causal language model. "
                 "Name one (selector.model), or choose a score that works on features: density"
             )
+        self._count_cut([context + target for context, target in pairs])
         return score_pairs(self.source.lm, pairs, tokens=self.tokens, progress=self.tick)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts."""
-        source = self.source
-        tokenizer = source.tokenizer if isinstance(source, Encoder) else source.lm.tokenizer
-        found: list[list[int]] = tokenizer(list(texts))["input_ids"] if texts else []
-        return found
+        return tokenized(self.source.tokenizer, texts)
 
     def features(self, texts: Sequence[str], dimensions: int | None, seed: int) -> Floats:
         """[texts, dimensions] in the shared basis of `seed`; None: all features as they are."""
         if dimensions and self._is_bare:
             self.basis = (dimensions, seed)
+        self._count_cut(texts)
         keys = [self._key(text, dimensions, seed) for text in texts]
         known = self.vectors.get(keys) if self.vectors and self._is_bare and dimensions else {}
         missing = list(dict(zip(keys, texts, strict=True)).items())
@@ -128,8 +175,7 @@ class ModelReader:
 
     def _read(self, texts: Sequence[str], dimensions: int | None, seed: int) -> Iterator[Part]:
         shared: Floats | None = None
-        for (chosen, found), num_cut in self.source.parts(texts, self.tokens):
-            self.num_cut += num_cut
+        for chosen, found in self.source.parts(texts, self.tokens, dimensions is None):
             if dimensions is None:
                 yield chosen, found
                 continue
@@ -137,5 +183,17 @@ class ModelReader:
             yield chosen, found @ shared
 
     def _key(self, text: str, dimensions: int | None, seed: int) -> bytes:
-        words = ("features", "1", self.fingerprint, str(dimensions), str(seed), text)
-        return hashlib.sha256("\x1f".join(words).encode("utf-8", "surrogatepass")).digest()
+        how = (self._identity, self.source.dtype, str(self.source.limit), str(dimensions), str(seed))
+        return _digest("\x1f".join(("features", "2", *how, text)))
+
+    def _count_cut(self, texts: Sequence[str]) -> None:
+        """Remember which texts are longer than the model reads; a token is at least one character."""
+        limit = self.source.limit
+        long = [text for text in texts if len(text) > limit]
+        for text, ids in zip(long, self.tokenize(long), strict=True):
+            if len(ids) > limit:
+                self._cut.add(_digest(text))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -25,27 +25,30 @@ def reader(lm=None, **more):
 
 
 def one_by_one(lm, text):
-    """Hidden states as transformers gives them, of one text alone, each layer standardised."""
+    """Hidden states as transformers gives them, of one text alone, and each layer standardised."""
     ids = lm.tokenizer(text)["input_ids"] or [lm.start_id]
     with torch.no_grad():
         out = lm.model(torch.tensor([ids]), output_hidden_states=True)
-    states = torch.stack([state[0, -1] for state in out.hidden_states])
-    states = states - states.mean(-1, keepdim=True)
-    return (states / states.std(-1, keepdim=True, correction=0)).flatten().numpy()
+    raw = torch.stack([state[0, -1] for state in out.hidden_states])
+    states = raw - raw.mean(-1, keepdim=True)
+    return raw.flatten().numpy(), (states / states.std(-1, keepdim=True, correction=0)).flatten().numpy()
 
 
 def test_batched_features_are_those_of_each_text_alone():
     lm = tiny.lm()
     found = reader(lm).features(TEXTS, None, 0)
     assert found.shape == (len(TEXTS), 3 * 32)
-    np.testing.assert_allclose(found, [one_by_one(lm, text) for text in TEXTS], atol=2e-4)
+    np.testing.assert_allclose(found, [one_by_one(lm, text)[0] for text in TEXTS], atol=2e-4)
+    standard = np.stack([one_by_one(lm, text)[1] for text in TEXTS])
+    np.testing.assert_allclose(
+        reader(lm).features(TEXTS, 16, 3), standard @ shared_basis(96, 16, 3), atol=2e-4
+    )
 
 
 def test_the_shared_basis_is_the_same_for_the_same_seed_and_keeps_scale():
     np.testing.assert_array_equal(shared_basis(96, 16, 3), shared_basis(96, 16, 3))
     assert not np.allclose(shared_basis(96, 16, 3), shared_basis(96, 16, 4))
     found = reader().features(TEXTS, 16, 3)
-    np.testing.assert_allclose(found, reader().features(TEXTS, None, 0) @ shared_basis(96, 16, 3), atol=1e-5)
     assert 0.5 < found.std() < 2
 
 
@@ -87,6 +90,20 @@ def test_what_was_read_is_not_read_again(tmp_path):
     assert len(ticks) > 1
 
 
+def test_what_a_cache_key_covers(tmp_path):
+    """Another type or another tokenizer over the same weights must not find these vectors."""
+    vectors = Vectors(tmp_path / "v.sqlite")
+    lm = tiny.lm()
+    reader(lm, vectors=vectors).features(TEXTS, 8, 0)
+    turned = type(lm)(tiny.llama(0), tiny.tokenizer(is_turned=True), lm.fingerprint)
+    half = type(lm)(tiny.llama(0).to(torch.bfloat16), tiny.tokenizer(), lm.fingerprint)
+    for other in (turned, half):
+        ticks: list[tuple[int, int]] = []
+        reader(other, vectors=vectors, tick=lambda *at, ticks=ticks: ticks.append(at)).features(TEXTS, 8, 0)
+        assert ticks
+    assert reader(turned).fingerprint != reader(lm).fingerprint
+
+
 def test_another_model_has_other_keys(tmp_path):
     vectors = Vectors(tmp_path / "v.sqlite")
     one = reader(tiny.lm(0), vectors=vectors).features(TEXTS, 8, 0)
@@ -124,7 +141,7 @@ def bert():
 
 def encoder_reader():
     tokenizer = tiny.tokenizer()
-    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 24
     return ModelReader(Encoder(bert(), tokenizer, "bert"), tokens=64)
 
 
@@ -153,7 +170,7 @@ def test_hooks_are_taken_off_even_if_a_pass_fails(monkeypatch):
     lm = tiny.lm()
     monkeypatch.setattr(type(lm), "hidden", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        list(last_tokens(lm, ["a"], 64))
+        list(last_tokens(lm, ["a"], 64, is_raw=True))
     assert not any(module._forward_pre_hooks for module in lm.model.modules())
 
 
