@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -222,12 +221,10 @@ def plugins(as_json: Json = False) -> None:
 @app.command()
 def schema(as_json: Json = False) -> None:
     """Print the JSON Schema of a configuration file."""
-    # Looking for pydantic plug-ins reads the metadata of every installed package: a tenth of this command.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    from cotune import config as configs
+    from cotune import schema as schemas
 
     del as_json  # the schema is JSON either way
-    _print(configs.json_schema())
+    print(schemas.text())
 
 
 @models_app.command(name="list")

@@ -19,7 +19,7 @@ PLUGINS = frozenset(FOLDERS.values()) - {"tasks"}
 LAYERS = (
     ("__init__", "__main__"),
     ("cli",),
-    ("launch", "launch_select", "compare", "doctor"),
+    ("launch", "launch_select", "compare", "doctor", "schema"),
     ("build", "coreset"),
     ("places",),
     ("readers",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 import tiny
-from cotune import config, plugins
+from cotune import config, plugins, schema
 from cotune.config import Config, dump, fingerprint, from_dict, json_schema, load, parse
 from cotune.errors import ConfigError
 
@@ -264,3 +265,16 @@ def test_every_setting_is_read_somewhere():
     names = {name for group in groups for name in group.model_fields} - {"name"}
     unread = {name for name in names if f".{name}" not in text and f"{name}=" not in text}
     assert unread == set()
+
+
+def test_the_kept_schema_is_the_one_that_is_made(monkeypatch, tmp_path):
+    monkeypatch.setenv("COTUNE_CACHE", str(tmp_path))
+    made = schema.text()
+    assert json.loads(made) == config.json_schema()
+    [kept] = (tmp_path / "schemas").iterdir()
+    kept.write_text("kept", encoding="utf-8")
+    assert schema.text() == "kept"
+    monkeypatch.setattr(schema, "_state", lambda: "a file has changed")
+    assert schema.text() == made
+    monkeypatch.setenv("COTUNE_CACHE", str(kept))  # a file: nothing can be kept
+    assert schema.text() == made
