@@ -45,19 +45,23 @@ def last_tokens(lm: CausalLM, texts: Sequence[str], tokens: int, is_raw: bool) -
     stack = LayerStack(lm.model)
     for chosen in batches([len(row) for row in rows], tokens):
         last = torch.tensor([len(rows[i]) - 1 for i in chosen], device=lm.device)
-        states = _read(lm, stack, _padded(lm, [rows[i] for i in chosen]), last)
+        ids = _padded([rows[i] for i in chosen], lm.tokenizer.pad_token_id or 0, lm.device)
+        states = _read(lm, stack, ids, last)
         yield chosen, (states if is_raw else _standard(states)).flatten(1).cpu().numpy()
 
 
 def tokenized(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text, uncut."""
-    found: list[list[int]] = tokenizer(list(texts), truncation=False)["input_ids"] if texts else []
+    # verbose: that a text is longer than the model reads is counted by the reader
+    found: list[list[int]] = (
+        tokenizer(list(texts), truncation=False, verbose=False)["input_ids"] if texts else []
+    )
     return found
 
 
-def _padded(lm: CausalLM, rows: Sequence[list[int]]) -> Tensor:
-    pad, length = lm.tokenizer.pad_token_id or 0, max(map(len, rows))
-    return torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows], device=lm.device)
+def _padded(rows: Sequence[list[int]], pad: int, device: torch.device) -> Tensor:
+    length = max(map(len, rows))
+    return torch.tensor([[*row, *[pad] * (length - len(row))] for row in rows], device=device)
 
 
 def _read(lm: CausalLM, stack: LayerStack, ids: Tensor, last: Tensor) -> Tensor:
@@ -90,10 +94,11 @@ def mean_tokens(model: Any, tokenizer: Any, texts: Sequence[str], tokens: int) -
     rows = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"] if texts else []
     device = next(model.parameters()).device
     for chosen in batches([len(row) for row in rows], tokens):
-        batch = tokenizer.pad({"input_ids": [rows[i] for i in chosen]}, return_tensors="pt").to(device)
-        state = model(**batch).last_hidden_state.float()
-        mask = batch["attention_mask"][..., None]
-        mean = (state * mask).sum(1) / mask.sum(1)
+        ids = _padded([rows[i] for i in chosen], tokenizer.pad_token_id or 0, device)
+        lengths = torch.tensor([len(rows[i]) for i in chosen], device=device)
+        mask = torch.arange(ids.shape[1], device=device)[None] < lengths[:, None]
+        state = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state.float()
+        mean = (state * mask[..., None]).sum(1) / lengths[:, None]
         mean = torch.nn.functional.normalize(mean, dim=1)
         yield chosen, mean.cpu().numpy()
 

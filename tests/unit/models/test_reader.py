@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sqlite3
 
 import numpy as np
@@ -140,8 +141,8 @@ def bert():
 
 
 def encoder_reader():
-    tokenizer = tiny.tokenizer()
-    tokenizer.pad_token, tokenizer.model_max_length = tokenizer.eos_token, 24
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.model_max_length = 24
     return ModelReader(Encoder(bert(), tokenizer, "bert"), tokens=64)
 
 
