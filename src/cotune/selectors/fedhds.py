@@ -30,7 +30,7 @@ class Config(PluginConfig):
         "shared_basis", description="one projection for everybody, or as printed: a t-SNE for each client"
     )
     model: str = Field(
-        "slm", description="whose features: `slm` as it is now, or a frozen model (all-minilm-l6-v2: Turbo)"
+        "slm", description="whose features: `slm` as it is now, or a frozen model (all-MiniLM-L6-v2: Turbo)"
     )
     every: int = Field(1, ge=0, description="rounds between choices; 1: every round; 0: once, by everybody")
     keep: float | None = Field(
