@@ -29,11 +29,11 @@ LAYERS = (
     ("host",),
     ("evaluate", *sorted(PLUGINS - {"transports"})),
     ("models", "data", "splits", "partition", "sources", "table", "metrics", "wheels"),
-    ("scored", "ranking", "answer_loss", "groups", "choices"),
+    ("scored", "ranking", "answer_loss", "groups", "choices", "picking"),
     ("tasks", "rows"),
     ("config", "mistakes", "plugins", "codec"),
     ("protocols",),
-    ("records", "errors"),
+    ("records", "errors", "memory"),
 )
 """Top first: a module imports from its own layer or from one below. See docs: dependencies point one way."""
 
@@ -160,3 +160,11 @@ def nesting(node: ast.AST, is_elif: bool = False) -> int:
 @each(FILES)
 def test_no_folder_or_file_has_a_name_that_says_nothing(path):
     assert not {"utils", "util", "common", "base", "core", "helpers", "misc"} & {*path.parts[-2:], path.stem}
+
+
+def test_the_tree_in_the_readme_names_every_module_once():
+    readme = (ROOT.parent.parent / "README.md").read_text(encoding="utf-8")
+    tree_lines = readme.split("```text\nsrc/cotune/")[1].split("```")[0].splitlines()
+    named = [line.split()[0] for line in tree_lines if line.startswith("  ") and line[2] != " "]
+    top = [name for name in named if name.endswith(".py")]
+    assert sorted(top) == sorted(path.name for path in ROOT.glob("*.py") if not path.name.startswith("__"))
