@@ -156,21 +156,11 @@ def select(
     as_json: Json = False,
 ) -> None:
     """Choose examples from a file: coreset.jsonl, selection.json, map.html."""
-    from cotune import launch_select
+    from cotune import coreset, launch_select
 
-    asked = launch_select.question(
-        data,
-        method,
-        overrides or [],
-        {
-            "partition": partition,
-            "clients": clients,
-            "keep": keep,
-            "model": model,
-            "task": task,
-            "seed": seed,
-        },
-    )
+    methods = launch_select.methods(method, overrides or [])
+    dealt = launch_select.partition(partition, clients)
+    asked = coreset.Question(data, methods, task, dealt, model, keep, seed)
     found = launch_select.select(asked, out, _console())
     if as_json:
         _print(found.facts)

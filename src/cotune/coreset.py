@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from cotune import config as configs
 from cotune import data as datasets
-from cotune import plugins, sources
+from cotune import memory, plugins, sources
 from cotune.choices import Choices
 from cotune.data import Dataset
 from cotune.errors import ConfigError, DataError
@@ -276,7 +275,7 @@ def _facts(
             for client, count in zip(dataset.clients, taken, strict=True)
         },
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        "peak_memory_bytes": _peak(),
+        "peak_memory_bytes": memory.peak(),
         "length": {
             "unit": unit,
             "all": int(lengths.sum()),
@@ -324,15 +323,6 @@ def _lengths(examples: Sequence[Example], readers: Readers) -> tuple[Ints, str]:
     for name, reader in readers.loaded.items():
         return np.array([len(ids) for ids in reader.tokenize(texts)]), f"tokens of {name}"
     return np.array([len(text.split()) for text in texts]), "words"
-
-
-def _peak() -> int | None:
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _silent(_event: Event) -> None:

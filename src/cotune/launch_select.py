@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +23,33 @@ QUICK = 2.0
 """What is done sooner shows no progress."""
 
 
-def question(data: str, method: str, options: Sequence[str], rest: Mapping[str, Any]) -> Question:
-    """What was asked on the command line; options belong to the last method.
+def methods(names: str, options: Sequence[str]) -> list[dict[str, Any]]:
+    """Selectors joined by commas as `{name: ..., option: ...}`; options belong to the last one.
 
     Raises:
-        ConfigError: an option is not `name=value`, or there is no method.
+        ConfigError: an option is not `name=value`, or there is no selector.
     """
-    specs: list[dict[str, Any]] = [{"name": name.strip()} for name in method.split(",") if name.strip()]
+    specs: list[dict[str, Any]] = [{"name": name.strip()} for name in names.split(",") if name.strip()]
     if not specs:
-        raise ConfigError(f"--method {method!r}: name at least one selector; see cotune plugins")
+        raise ConfigError(f"--method {names!r}: name at least one selector; see cotune plugins")
     for option in options:
         name, equals, value = option.partition("=")
         if not equals:
             raise ConfigError(f"--set {option!r}: expected option=value, e.g. --set min_group=5")
         specs[-1][name] = configs.plain_value(value)
-    kind, clients = str(rest["partition"]), rest["clients"]
-    if clients > 1 and kind == "one":
-        kind = "iid"
-    head, _, tail = kind.partition(":")
-    if head in ("iid", "dirichlet"):
-        kind = ":".join(filter(None, (head, str(clients), tail)))
-    kept = {name: rest[name] for name in ("keep", "model", "task", "seed")}
-    return Question(data, specs, partition=kind, **kept)
+    return specs
+
+
+def partition(kind: str, clients: int) -> str:
+    """`iid` or `dirichlet:ALPHA[:KEY]` with the number of clients in its place; several clients are iid."""
+    if clients == 1:
+        return kind
+    head, _, tail = ("iid" if kind == "one" else kind).partition(":")
+    if head not in ("iid", "dirichlet"):
+        raise ConfigError(
+            f"--clients {clients}: {head} has as many clients as its key has values; leave it out"
+        )
+    return ":".join(filter(None, (head, str(clients), tail)))
 
 
 def select(asked: Question, out: Path | None, console: Console) -> Coreset:

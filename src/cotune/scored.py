@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, runtime_che
 
 from pydantic import model_validator
 
-from cotune import mistakes, plugins
+from cotune import mistakes, picking, plugins
 from cotune.config import PluginSpec
 from cotune.errors import DataError, RunError
 from cotune.protocols import (
@@ -32,7 +32,7 @@ from cotune.protocols import (
     State,
     Verbs,
 )
-from cotune.records import Adapter, Array, Message, Round
+from cotune.records import Adapter, Array, Round
 
 if TYPE_CHECKING:
     from cotune.ranking import Rows, Scores
@@ -105,8 +105,7 @@ class Scored:
         """By the policies' own times, else by `every`."""
         if self.timed:
             return any(policy.due(round.index, round.num_rounds) for policy in self.timed)
-        every = self.recipe.every
-        return round.index == 1 if every == 0 else (round.index - 1) % every == 0
+        return picking.is_due(self.recipe.every, round)
 
     def server_select(self, state: State, round: Round, verbs: Verbs) -> dict[str, int]:
         """Sum what the score shares, if anything; then every client picks."""
@@ -117,14 +116,7 @@ class Scored:
             if gathered.adapter is None:
                 return {}
             sent = gathered.adapter.with_arrays(summed(gathered.adapter.arrays, gathered.num_replies))
-        found = {}
-        for reply in verbs.ask("pick", sent, round):
-            problem = problem_of(reply)
-            if problem:
-                verbs.refuse(reply, problem)
-            else:
-                found[reply.client] = int(reply.facts["selected"])
-        return found
+        return picking.counts(verbs.ask("pick", sent, round), verbs)
 
     def client_step(self, action: str, given: Sequence[Given], clients: Sequence[Client]) -> list[Reply]:
         """`share`: arrays to be summed. `pick`: the rows to train on."""
@@ -194,14 +186,6 @@ def summed(means: Mapping[str, Array], num_replies: int) -> dict[str, Array]:
     import numpy as np
 
     return {name: np.rint(mean * num_replies) for name, mean in means.items()}
-
-
-def problem_of(reply: Message) -> str | None:
-    """Why a client's counts cannot be; None where they can."""
-    selected, total = (reply.facts.get(name) for name in ("selected", "total"))
-    if type(selected) is int and type(total) is int and 0 <= selected <= total:
-        return None
-    return f"selected {selected!r:.40} of {total!r:.40}; expected whole numbers, 0 <= selected <= total"
 
 
 class ScoreSpec(PluginSpec):

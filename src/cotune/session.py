@@ -6,7 +6,6 @@ and the seed. So a run that was killed goes on from its last checkpoint to the s
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cotune import checkpoint, outcomes, report, savings
+from cotune import checkpoint, memory, outcomes, report, savings
 from cotune.checkpoint import Checkpoint
 from cotune.data import Dataset
 from cotune.errors import RunError
@@ -243,7 +242,7 @@ def summarise(session: Session, out: Path, seconds: float) -> Record:
         "traffic": totals,
         "seconds": max(seconds, sum(r["seconds"] for r in rounds)),
         "failures": sum(len(r["failures"]) for r in rounds),
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": memory.peak(),
         "examples": _shown(session, first["right"], last["right"]),
         "data": {
             "clients": {c: {"train": session.dataset.num_train(c)} for c in clients[:1000]},
@@ -277,13 +276,3 @@ def _shown(session: Session, first: Record, last: Record) -> list[Record]:
             }
             rows.append({**head, "right": right, "before": old, "after": new})
     return rows
-
-
-def _peak_memory() -> int | None:
-    """Largest resident size of this process so far, in bytes; None where the system does not say."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

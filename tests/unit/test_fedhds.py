@@ -170,7 +170,7 @@ def test_tiny_clients(mode, number):
     clients = {"ann": examples([0], each=number)}
     counts, network, _ = select(clients, mode=mode)
     expected = 1 if mode == "shared_basis" and number else 0
-    assert counts == {"ann": expected} if number != 3 or mode == "shared_basis" else True
+    assert counts["ann"] == expected or (mode == "paper" and number == 3)  # three points may be a group
     assert len(network.chosen["ann"]) == counts["ann"]
 
 

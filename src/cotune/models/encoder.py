@@ -32,9 +32,12 @@ def load(folder: Path, fingerprint: str, device: str) -> Encoder:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
+    from cotune.models.gguf import silence
+
     try:
-        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with silence():
+            model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{folder}: cannot be loaded as a sentence encoder: {first}") from error

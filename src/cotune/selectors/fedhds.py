@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from cotune import picking
 from cotune.plugins import PluginConfig
 from cotune.protocols import Client, Given, Reply, SelectorParts, State, Verbs
 from cotune.records import Array, Message, Round
-from cotune.scored import problem_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,8 +66,7 @@ class FedHDS:
 
     def is_due(self, round: Round) -> bool:
         """Once, or every so many rounds from the first."""
-        every = self.config.every
-        return round.index == 1 if every == 0 else (round.index - 1) % every == 0
+        return picking.is_due(self.config.every, round)
 
     def server_select(self, state: State, round: Round, verbs: Verbs) -> dict[str, int]:
         """Only centres and the numbers of groups cross, one client at a time."""
@@ -75,14 +74,7 @@ class FedHDS:
         proposals = self._usable(verbs.ask("propose", adapter, round), verbs)
         winners = self.reconcile(proposals, round)
         told = {client: {"groups": groups} for client, groups in winners.items()}
-        found = {}
-        for reply in verbs.ask("pick", None, round, told):
-            problem = problem_of(reply)
-            if problem:
-                verbs.refuse(reply, problem)
-            else:
-                found[reply.client] = int(reply.facts["selected"])
-        return found
+        return picking.counts(verbs.ask("pick", None, round, told), verbs)
 
     def client_step(self, action: str, given: Sequence[Given], clients: Sequence[Client]) -> list[Reply]:
         """`propose`: group the examples; `pick`: the member nearest to the centre of each group that won."""
