@@ -6,12 +6,14 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from cotune import config as configs
 from cotune import data, plugins
+from cotune.build_teaching import Around, teaching
 from cotune.config import Config, ModelConfig, ShrinkConfig
 from cotune.data import ByTask, Dataset
 from cotune.evaluate import answers, summary
@@ -53,11 +55,9 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
 
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
-    note("reading data")
-    dataset = data.load(config.data, config.seed)
+    dataset = _read(config, note)
     watch = _Watch(listener, config.rounds)
-    trained = plugins.module("strategy", config.strategy.name).TRAINS
-    learners = {role: learner(role, config, dataset, watch, note) for role in sorted(trained)}
+    learners = {role: learner(role, config, dataset, watch, note) for role in _roles(config)}
     parts = Parts(learners, dataset.public)
     strategy = plugins.load("strategy", config.strategy.name, config.strategy.options, parts=parts)
     aggregator = plugins.load("aggregator", config.aggregator.name, config.aggregator.options)
@@ -65,14 +65,15 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
         lambda: learners.get("slm") or learner("slm", config, dataset, watch, note),
         config.runtime,
         note,
-        watch.reading,
+        partial(watch.choosing, "reading"),
     )
-    selectors = selecting(config, SelectorParts(readers, config.rounds))
-    slm, llm = learners.get("slm"), learners.get("llm")
-    tokens = config.runtime.score_tokens
+    selectors = selecting(config, SelectorParts(readers, config.rounds, watch.choosing))
+    slm, llm, tokens = learners.get("slm"), learners.get("llm"), config.runtime.score_tokens
     score_slm = evaluator(slm, dataset, watch, tokens) if slm else _nothing
     score_llm = evaluator(llm, dataset, watch, tokens, config.evaluate.shown) if llm else _nothing
-    steps = (strategy, tuple(selectors.values()))
+    around = Around(out, partial(watch.working, "teach"), note)
+    taught = teaching(config, learners, dataset.public, around) if config.allocator else None
+    steps = (strategy, tuple(selectors.values()), taught.pupils if taught else None)
     host = Host(dataset, steps, score_slm, Store(out / "clients"), (config.seed, config.rounds))
     transport = InProcess(host, CHUNK * config.runtime.stack)
     federation = Federation(transport, aggregator, watch.hear, config.cohort.minimum)
@@ -92,8 +93,26 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
         fingerprint=configs.fingerprint(config),
         keep_checkpoints=config.runtime.keep_checkpoints,
         passes=config.slm.tune.epochs,
+        num_cut=lambda: readers.num_cut,
+        roles=frozenset(learners),
+        allocation=taught.allocation if taught else None,
+        prepare=taught.prepare if taught else lambda state: state,
         facts={"versions": versions(), **_described(learners)},
     )
+
+
+def _read(config: Config, note: Note) -> Dataset:
+    note("reading data")
+    dataset = data.load(config.data, config.seed)
+    for text in dataset.notes:
+        note(text)
+    return dataset
+
+
+def _roles(config: Config) -> list[str]:
+    """The models that a run needs: those that its strategy trains, and both where they teach each other."""
+    trained = plugins.module("strategy", config.strategy.name).TRAINS
+    return sorted(trained | {"llm", "slm"} if config.allocator else trained)
 
 
 def selecting(config: Config, parts: SelectorParts) -> dict[str, Selector]:
@@ -193,9 +212,13 @@ class _Watch:
 
         return step
 
-    def reading(self, done: int, total: int) -> None:
-        """Texts read by a selector."""
-        self.listener(Event(self.round, self.num_rounds, "select", done, total))
+    def choosing(self, what: str, done: int, total: int) -> None:
+        """What a selector does: it reads texts, groups them, and so on."""
+        self.working("select", what, done, total)
+
+    def working(self, phase: str, what: str, done: int, total: int) -> None:
+        """One kind of work of a phase."""
+        self.listener(Event(self.round, self.num_rounds, phase, done, total, {"what": what}))
 
     def evaluating(self, role: str, task: str, done: int, total: int) -> None:
         """One task of one model is about to be scored."""

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 NOT_A_METRIC = frozenset({"n", "stderr", "seconds", "accuracy_norm"})
-METRIC_NAMES = {"accuracy": "accuracy", "rouge_l": "Rouge-L", "exact_match": "exact match"}
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "rouge_l": "Rouge-L",
+    "exact_match": "exact match",
+    "path_accuracy": "accuracy of paths",
+}
 
 
 @dataclass(frozen=True, slots=True)

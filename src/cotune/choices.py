@@ -62,14 +62,10 @@ class Choices:
         """The rows that the client trains on in this round: those that are left after the last selector."""
         return self.pool(client, self.num_selectors, round, num_examples)
 
-    def used(self, client: str, number: int, round: int) -> frozenset[int]:
-        """Rows that selector `number` has chosen in rounds before this one."""
+    def used(self, client: str, number: int, round: int) -> dict[int, Rows]:
+        """Rows that selector `number` has chosen, by the round before this one in which it did."""
         folder = self._folder(client, number)
-        found: set[int] = set()
-        for index in self._rounds(folder):
-            if index < round:
-                found.update(self._read(folder, index).tolist())
-        return frozenset(found)
+        return {index: self._read(folder, index) for index in self._rounds(folder) if index < round}
 
     def _newest(self, client: str, number: int, round: int) -> Rows | None:
         folder = self._folder(client, number)

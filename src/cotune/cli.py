@@ -147,7 +147,9 @@ def select(
     partition: Annotated[str, typer.Option(help="one, iid, dirichlet:ALPHA[:KEY] or by_key:KEY")] = "one",
     clients: Annotated[int, typer.Option(min=1, help="of iid and dirichlet")] = 1,
     keep: Annotated[float | None, typer.Option(help="share of the examples to keep, e.g. 0.015")] = None,
-    model: Annotated[str, typer.Option(help="read with: catalogue name, folder, or hub id")] = "smollm2-135m",
+    model: Annotated[
+        str, typer.Option(help="read with: catalogue name, folder, or hub id; default: the method's own")
+    ] = "",
     task: Annotated[str, typer.Option(help="how rows are read; guessed from the first row by default")] = "",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="option=value of the last method, e.g. min_group=5")

@@ -109,8 +109,9 @@ def _column(measured: Sequence[Mapping[str, Any]], when: str) -> dict[str, Any]:
 
 
 def score_of(numbers: Mapping[str, Any]) -> float:
-    """The task's own metric: the first of accuracy, rouge_l, exact_match that is there."""
-    return float(next(numbers[name] for name in ("accuracy", "rouge_l", "exact_match") if name in numbers))
+    """The task's own metric: the first of these that is there."""
+    names = ("accuracy", "rouge_l", "exact_match", "path_accuracy")
+    return float(next(numbers[name] for name in names if name in numbers))
 
 
 def _cell(values: Sequence[float]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cotune import mistakes, plugins
+from cotune import overrides as overriding
 from cotune.errors import ConfigError
 
 
@@ -82,11 +83,16 @@ class SourceConfig(Settings):
     task: str
     data: str | None = Field(None, description="JSONL (.gz), hub id, or nothing for the task's own source")
     test_data: str | None = Field(None, description="held-out rows; without it they are cut from `data`")
+    held_out: str | None = Field(
+        None, description="KEY=VALUE: the rows whose field KEY is VALUE are the held-out ones, and no others"
+    )
     train_rows: int | None = Field(
         None, gt=0, description="rows for the clients; all that are left by default"
     )
     public_rows: int = Field(0, ge=0, description="rows every party may read")
-    test_rows: int | None = Field(None, ge=0, description="held-out rows; all of `test_data` by default")
+    test_rows: int | None = Field(
+        None, ge=0, description="held-out rows; all of `test_data` or `held_out` by default"
+    )
 
 
 class IidPartition(Settings):
@@ -147,6 +153,31 @@ class EvaluateConfig(Settings):
     shown: int = Field(2, ge=0, description="held-out questions shown in the report, per task")
 
 
+class TeachConfig(Settings):
+    """How models teach each other by reasoning paths, where an `allocator` says by which items (LaDa)."""
+
+    beta: float = Field(0.1, gt=0, description="how fast a margin counts as learned; LaDa's is not known")
+    gamma: float = Field(0.0, ge=0, description="weight of the preferred path's own cross-entropy")
+    guard: bool = Field(True, description="only paths that end on the right answer teach; off: as printed")
+    probe: int = Field(64, ge=0, description="items on which a client is only measured; a tenth of the pool")
+    path_tokens: int = Field(256, gt=0, description="longest path")
+    temperature: float = Field(0.0, ge=0, description="of the paths; 0: the likeliest token each time")
+    epochs: float = Field(
+        1.0, ge=0, description="passes over a round's lessons; 0: paths are traded, nobody learns from them"
+    )
+    batch_size: int | None = Field(None, gt=0, description="pairs of paths; the model's own by default")
+    slm_lr: float | None = Field(None, gt=0, description="of the lessons; slm.tune.lr by default")
+    llm_lr: float | None = Field(None, gt=0, description="of the lessons; llm.tune.lr by default")
+    prepare: float = Field(
+        0.0, ge=0, description="passes over the public rationales before round 1, by both models"
+    )
+    private_paths: bool = Field(
+        True, description="clients tune on the rationales of their examples too, where they have any"
+    )
+    scrub: list[str] = Field([], description="regular expressions; what they match never leaves a client")
+    max_chars: int = Field(2000, ge=64, description="longest path that is sent, in characters")
+
+
 class RuntimeConfig(Settings):
     """Changes speed and place only; not part of the fingerprint."""
 
@@ -155,7 +186,7 @@ class RuntimeConfig(Settings):
     stack: int = Field(8, gt=0, description="clients trained in one forward and backward")
     threads: int | None = Field(None, gt=0, description="CPU threads; torch's choice by default")
     transport: Literal["inprocess"] = "inprocess"
-    score_tokens: int = Field(2048, gt=0, description="tokens scored in one forward pass")
+    score_tokens: int = Field(1024, gt=0, description="tokens scored in one forward pass")
     keep_checkpoints: int = Field(2, gt=0)
 
 
@@ -183,6 +214,10 @@ class Config(Settings):
     selector: list[PluginSpec] = Field(
         [], description="which private examples to train on; each chooses from what the one before it left"
     )
+    allocator: PluginSpec | None = Field(
+        None, description="which public examples teach which model by reasoning paths; none by default"
+    )
+    teach: TeachConfig = TeachConfig()
     aggregator: PluginSpec = PluginSpec(name="mean")
     cohort: CohortConfig = CohortConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -198,7 +233,7 @@ class Config(Settings):
         return {**data, **found, **single}
 
 
-SLOTS = ("strategy", "selector", "aggregator")
+SLOTS = ("strategy", "selector", "allocator", "aggregator")
 """The keys of `Config` that name a plug-in; the folder is the plural."""
 LISTS = ("selector",)
 """Those that may name several, which work one after the other."""
@@ -247,7 +282,7 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(raw, dict):
         raise ConfigError(f"{where}: expected keys such as seed, llm, slm, data; got {type(raw).__name__}.")
     for override in overrides:
-        _override(raw, override)
+        overriding.apply(raw, override, SLOTS)
     return from_dict(raw, where)
 
 
@@ -285,8 +320,8 @@ def fingerprint(config: Config) -> str:
     experiment = config.model_dump(mode="json", exclude={"runtime"})
     for slot in SLOTS:
         found = getattr(config, slot)
-        filled = [_filled(slot, spec) for spec in (found if slot in LISTS else [found])]
-        experiment[slot] = filled if slot in LISTS else filled[0]
+        filled = [_filled(slot, spec) for spec in (found if slot in LISTS else [found]) if spec]
+        experiment[slot] = filled if slot in LISTS else next(iter(filled), None)
     canonical = json.dumps(experiment, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -320,61 +355,6 @@ def json_schema() -> dict[str, Any]:
             options.append({**part, "title": name})
         one = {"anyOf": [{"enum": list(plugins.names(slot))}, *options]}
         several = {"anyOf": [*one["anyOf"], {"type": "array", "items": one}]}
+        one["anyOf"] += [{"type": "null"}] if Config.model_fields[slot].default is None else []
         schema["properties"][slot] = several if slot in LISTS else one
     return cast(dict[str, Any], json.loads(json.dumps(schema)))
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override!r}: expected path=value, e.g. --set slm.tune.lr=1e-3")
-    *parents, last = key.split(".")
-    node: Any = raw
-    for depth, name in enumerate(parents):
-        if isinstance(node, list):
-            node = _item(node, name, override)
-        else:
-            if isinstance(node.get(name), str) and depth == 0 and name in SLOTS:
-                node[name] = {"name": node[name]}
-            node = node.setdefault(name, {})
-        if not isinstance(node, dict | list):
-            raise ConfigError(f"--set {override!r}: {'.'.join(parents[: depth + 1])} is a value, not a group")
-    try:
-        parsed = plain_value(value)
-    except ConfigError as error:
-        raise ConfigError(f"--set {override!r}: {error}") from error
-    if isinstance(node, list):
-        _item(node, last, override)
-        node[int(last)] = parsed
-    else:
-        node[last] = parsed
-
-
-def _item(node: list[Any], name: str, override: str) -> Any:
-    if not name.isdigit() or int(name) >= len(node):
-        raise ConfigError(f"--set {override!r}: {name!r} is not an index of a list with {len(node)} items")
-    return node[int(name)]
-
-
-def plain_value(text: str) -> Any:
-    """What a value on the command line means, read as YAML.
-
-    Raises:
-        ConfigError: it is not YAML.
-    """
-    import yaml
-
-    try:
-        return _number(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"the value is not YAML: {error}") from error
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `1e-3` as a string; people mean a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

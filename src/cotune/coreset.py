@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from cotune.host import Host, Store
 from cotune.map import Map
 from cotune.places import places
 from cotune.protocols import Selector, SelectorParts, State
-from cotune.readers import Readers
-from cotune.records import Event, Example, Round
+from cotune.readers import SLM, Readers
+from cotune.records import Event, Example, Progress, Round
 from cotune.rows import Row
 from cotune.selection import Selection, select
 from cotune.table import load_task
@@ -33,10 +34,13 @@ from cotune.transports.inprocess import InProcess
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-Tick = Callable[[int, int], None]
 
+COUNTED = 1000
+"""Texts whose tokens are counted at a time."""
 CHUNK = 256
 """Clients in memory at a time: their examples are read in the same passes."""
+MODEL = "smollm2-135m"
+"""Stands for the clients' own model unless one is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,8 @@ class Question:
         methods: selectors in order, each a name or `{name: ..., option: ...}`.
         task: how rows are read; empty: `multiple_choice` for rows with choices, else `instruction`.
         partition: who holds what: `one`, `iid:N`, `dirichlet:N:ALPHA[:KEY]`, `by_key:KEY`.
-        model: what selectors read with where they ask for the clients' own model.
+        model: what selectors read with, unless a method's own options name another; empty: what the method
+            names by default, and `MODEL` where it asks for the clients' own model.
         keep: share of the examples to keep; None leaves it to the method.
         seed: of the partition and of everything random.
     """
@@ -57,7 +62,7 @@ class Question:
     methods: Sequence[Mapping[str, Any]]
     task: str = ""
     partition: str = "one"
-    model: str = "smollm2-135m"
+    model: str = ""
     keep: float | None = None
     seed: int = 7
 
@@ -82,13 +87,15 @@ class Coreset:
     facts: Mapping[str, Any]
 
 
-def choose(question: Question, note: Callable[[str], None], tick: Tick) -> tuple[Coreset, Source, Map]:
+def choose(
+    question: Question, note: Callable[[str], None], progress: Progress
+) -> tuple[Coreset, Source, Map]:
     """Do it.
 
     Args:
         question: what is asked.
-        note: told what is being prepared.
-        tick: told how many texts are read, of how many.
+        note: told what is being prepared, and what the data are not fit for.
+        progress: told what is being done, how much of it is done, and of how much.
 
     Raises:
         UserError: an unknown method, task or model; malformed rows; a share outside (0, 1].
@@ -96,26 +103,33 @@ def choose(question: Question, note: Callable[[str], None], tick: Tick) -> tuple
     began = time.perf_counter()
     specs = _specs(question)
     note(f"reading {question.data or question.task}")
+    progress("reading rows", 0, 1)
     source = read(question)
+    for text in source.dataset.notes:
+        note(text)
     read_seconds = time.perf_counter() - began
-    readers = Readers(question.model, configs.RuntimeConfig(), note, tick)
-    parts = SelectorParts(readers, 1)
+    among = _Among(len(source.dataset.clients), progress)
+    readers = Readers(question.model or MODEL, configs.RuntimeConfig(), note, partial(among.tell, "reading"))
+    parts = SelectorParts(readers, 1, among.tell)
     selectors: list[Selector] = [plugins.load("selector", s["name"], _options(s), parts=parts) for s in specs]
     with tempfile.TemporaryDirectory() as folder:
-        host = Host(source.dataset, (None, selectors), lambda *_: {}, Store(Path(folder)), (question.seed, 1))
+        host = Host(
+            source.dataset, (None, selectors, None), lambda *_: {}, Store(Path(folder)), (question.seed, 1)
+        )
         aggregator = plugins.load("aggregator", "mean", {})
-        federation = Federation(InProcess(host, CHUNK), aggregator, _silent)
+        federation = Federation(InProcess(host, CHUNK), aggregator, among.hear)
         now = Round(1, 1, question.seed, source.dataset.clients)
-        found = select(selectors, {}, State(), now, federation)
+        found = select(selectors, Selection(), State(), now, federation)
         failures = federation.ledger.failures
         if failures:
             raise DataError(f"{failures[0].client}: {failures[0].reason}")
         chosen = _gathered(source, host.choices, len(specs))
     seconds = {"reading": read_seconds, "choosing": found.seconds}
     began = time.perf_counter()
-    points, colours, whose = places(_texts(source.examples), readers, question.seed)
+    points, colours, whose = places(_texts(source.examples), readers, question.seed, progress)
     seconds["mapping"] = time.perf_counter() - began
-    facts = _facts(question, source, chosen, (found, readers, seconds))
+    lengths = _lengths(source.examples, readers, progress)
+    facts = _facts(question, source, chosen, (found, readers, seconds, lengths))
     chosen = replace(chosen, facts=facts)
     return chosen, source, _map(chosen, source, (points, colours, whose))
 
@@ -141,7 +155,7 @@ def read(question: Question) -> Source:
         raise ConfigError(
             "--data: missing. Name a JSONL file or hub id, or a task that has rows: --task food"
         )
-    rows = sources.read(data)
+    rows, lines = sources.read_with_lines(data)
     task = question.task or ("multiple_choice" if "choices" in rows[0][1] else "instruction")
     module = load_task(task)
     partition, key = _partition(question.partition, len(rows))
@@ -158,8 +172,9 @@ def read(question: Question) -> Source:
         examples.append(example if example.id else replace(example, id=f"row-{number}"))
     sources.raise_all(errors)
     names, parts = datasets.deal(keys, partition, question.seed)
-    empty = Dataset((), {}, {}, {}, tuple(examples), dict(zip(names, parts, strict=True)))
-    return Source(empty, sources.lines(data), data)
+    notes = datasets.unmixed(keys, partition)
+    held = Dataset((), {}, {}, {}, tuple(examples), dict(zip(names, parts, strict=True)), notes=notes)
+    return Source(held, lines, data)
 
 
 def _example(module: Any, task: str, row: Row, where: str) -> Example:
@@ -211,6 +226,8 @@ def _specs(question: Question) -> list[dict[str, Any]]:
         raise ConfigError(f"--method: expected one of {', '.join(plugins.names('selector'))}")
     if keep is not None:
         _give_share(specs, keep)
+    if question.model:
+        _give_model(specs)
     configs.check_plugins("selector", specs)
     return specs
 
@@ -222,6 +239,13 @@ def _give_share(specs: list[dict[str, Any]], keep: float) -> None:
             f"--keep {keep:g}: {last} takes no share. Add a selector that does: --method {last},random_subset"
         )
     specs[-1].setdefault("keep", keep)
+
+
+def _give_model(specs: list[dict[str, Any]]) -> None:
+    """`slm` for a model that a method would name by default: here that is the model of the question."""
+    for spec in specs:
+        if "model" in plugins.config_class("selector", spec["name"]).model_fields:
+            spec.setdefault("model", SLM)
 
 
 def _options(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,12 +283,11 @@ def _facts(
     question: Question,
     source: Source,
     chosen: Coreset,
-    how: tuple[Selection, Readers, Mapping[str, float]],
+    how: tuple[Selection, Readers, Mapping[str, float], tuple[Ints, str]],
 ) -> dict[str, Any]:
-    found, readers, seconds = how
+    found, readers, seconds, (lengths, unit) = how
     dataset = source.dataset
     taken = np.bincount(chosen.owner[chosen.indices], minlength=len(dataset.clients)).tolist()
-    lengths, unit = _lengths(source.examples, readers)
     return {
         "data": source.data,
         "methods": [dict(method) for method in question.methods],
@@ -283,6 +306,7 @@ def _facts(
             "saved": int(lengths.sum() - lengths[chosen.indices].sum()),
         },
         "cut": readers.num_cut,
+        "notes": list(dataset.notes),
         "crossed": [dict(part) for part in found.crossed],
         "models": {name: reader.fingerprint for name, reader in readers.loaded.items()},
         "seed": question.seed,
@@ -317,16 +341,35 @@ def _map(chosen: Coreset, source: Source, where: tuple[Floats, Ints, str]) -> Ma
     )
 
 
-def _lengths(examples: Sequence[Example], readers: Readers) -> tuple[Ints, str]:
+def _lengths(examples: Sequence[Example], readers: Readers, progress: Progress) -> tuple[Ints, str]:
     """Length of each example in tokens of a model that was read with, else in words."""
     texts = _texts(examples)
     for name, reader in readers.loaded.items():
-        return np.array([len(ids) for ids in reader.tokenize(texts)]), f"tokens of {name}"
+        found: list[int] = []
+        while len(found) < len(texts):
+            found += map(len, reader.tokenize(texts[len(found) : len(found) + COUNTED]))
+            progress("counting tokens", len(found), len(texts))
+        return np.array(found), f"tokens of {name}"
     return np.array([len(text.split()) for text in texts]), "words"
 
 
-def _silent(_event: Event) -> None:
-    return None
+class _Among:
+    """What is done with a few clients at a time, told as a part of what is done with all of them."""
+
+    def __init__(self, num_clients: int, progress: Progress) -> None:
+        self.done, self.total, self.progress = 0, num_clients, progress
+
+    def hear(self, event: Event) -> None:
+        """An exchange begins, or one more client has answered."""
+        self.done, self.total = event.done, event.total if event.done else self.total
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """How far a step is; it is taken by a chunk of clients, or by the server when all have answered."""
+        chunk = min(CHUNK, self.total - self.done)
+        if chunk <= 0:
+            self.progress(what, done, total)
+        else:
+            self.progress(what, self.done * total + chunk * done, self.total * total)
 
 
 def write(folder: Path, chosen: Coreset, source: Source, page: str) -> None:

@@ -18,8 +18,9 @@ from cotune.config import (
     DirichletPartition,
     FiveWayPartition,
     Partition,
+    SourceConfig,
 )
-from cotune.errors import DataError
+from cotune.errors import DataError, suggestion
 from cotune.partition import IntArray
 from cotune.records import Example, Metric, derived_rng
 from cotune.splits import Source, Split, split
@@ -35,11 +36,12 @@ class Dataset:
     Attributes:
         public: examples that every party may read.
         test: held-out examples by task.
-        metrics: how each task is scored: choice, rouge_l or exact_match.
+        metrics: how each task is scored (see `records.Metric`).
         dropped: rows left out, by task, because their text also stands in the test or public set.
         pool: the private examples of all clients.
         parts: client -> its rows in `pool`.
         own_test: client -> its own held-out examples by task; None when all clients share `test`.
+        notes: what the user should know about the split, a sentence each.
     """
 
     public: tuple[Example, ...] = field(repr=False)
@@ -49,6 +51,7 @@ class Dataset:
     pool: tuple[Example, ...] = field(repr=False)
     parts: Mapping[str, IntArray] = field(repr=False)
     own_test: Mapping[str, ByTask] | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     @property
     def clients(self) -> tuple[str, ...]:
@@ -87,7 +90,10 @@ def load(config: DataConfig, seed: int) -> Dataset:
     splits = split(sources, seed, five_way)
     private = [entry for one in splits for entry in one.private]
     if not private:
-        raise DataError("data.sources: no rows are left for the clients. Lower test_rows or public_rows.")
+        raise DataError(
+            "data.sources: no rows are left for the clients. Lower test_rows or public_rows, or hold out "
+            "fewer (held_out)."
+        )
     names, parts = _parts(config, seed, splits)
     test = [entry for one in splits for entry in one.test]
     dropped: Counter[str] = Counter()
@@ -102,6 +108,7 @@ def load(config: DataConfig, seed: int) -> Dataset:
         pool=tuple(entry.example for entry in private),
         parts=dict(zip(names, parts, strict=True)),
         own_test=_by_client(test, names) if isinstance(config.partition, ByKeyPartition) else None,
+        notes=unmixed([entry.key for entry in private], config.partition),
     )
 
 
@@ -135,18 +142,47 @@ def _read_source(config: DataConfig, number: int) -> Source:
             f"{place}.data: missing; task {settings.task} has no rows of its own. Name a JSONL file."
         )
     held = settings.test_data or (task.TEST_SOURCE if settings.data is None else None)
-    if held is None and settings.test_rows is None:
+    if held is None and settings.held_out is None and settings.test_rows is None:
         raise DataError(
             f"{place}.test_rows: missing; {data} has no held-out rows of its own. "
-            "Say how many to hold out (0 for none), or name a file: test_data"
+            "Say how many to hold out (0 for none), name a file: test_data, or a kind of rows: held_out"
         )
     repeated = sum(source.task == settings.task for source in config.sources) > 1
     label = f"{settings.task}-{number + 1}" if repeated else settings.task
     split_by = config.partition
     key = split_by.key if isinstance(split_by, ByKeyPartition | DirichletPartition) else None
+    if settings.held_out is not None:
+        field, value = _key_and_value(settings, place)
+        entries = read_entries(settings.task, data, label, key, kind=field)
+        return Source(settings, label, *_hold_out(entries, value, f"{place}.held_out: {data}, {field!r}"))
     entries = read_entries(settings.task, data, label, key)
     test_entries = read_entries(settings.task, held, f"{label}-test", key) if held else None
     return Source(settings, label, entries, test_entries)
+
+
+def _key_and_value(settings: SourceConfig, place: str) -> tuple[str, str]:
+    """The two sides of `held_out`."""
+    field, _, value = (part.strip() for part in str(settings.held_out).partition("="))
+    if not field or not value:
+        raise DataError(
+            f"{place}.held_out: got {settings.held_out!r}; expected KEY=VALUE, e.g. category=summarization"
+        )
+    if settings.test_data is not None:
+        raise DataError(
+            f"{place}: both held_out ({settings.held_out}) and test_data ({settings.test_data}) say which "
+            "rows are held out; expected one of them. Remove the other."
+        )
+    return field, value
+
+
+def _hold_out(entries: Sequence[Entry], kind: str, place: str) -> tuple[list[Entry], list[Entry]]:
+    """The rows of other kinds, and those of this one."""
+    held = [entry for entry in entries if entry.kind == kind]
+    if not held:
+        known = sorted({entry.kind for entry in entries})
+        shown = ", ".join(map(repr, known[:10])) + (", ..." if len(known) > 10 else "")
+        raise DataError(f"{place}: no row has {kind!r}; expected one of {shown}.{suggestion(kind, known)}")
+    return [entry for entry in entries if entry.kind != kind], held
 
 
 def deal(keys: Sequence[str], split_by: Partition, seed: int) -> tuple[tuple[str, ...], list[IntArray]]:
@@ -171,6 +207,17 @@ def deal(keys: Sequence[str], split_by: Partition, seed: int) -> tuple[tuple[str
             clients = split_by.clients
             owner = partition.iid(len(keys), clients, rng)
     return partition.client_names(clients), partition.members(owner, clients)
+
+
+def unmixed(keys: Sequence[str], split_by: Partition) -> tuple[str, ...]:
+    """A warning where a Dirichlet partition has nothing to mix, because all keys are the same."""
+    if not isinstance(split_by, DirichletPartition) or split_by.clients == 1 or len(set(keys)) != 1:
+        return ()
+    return (
+        f"data.partition: dirichlet deals by {split_by.key!r}, which is {keys[0]!r} in all {len(keys):,} "
+        "rows: clients differ in size, not in what they have. Name a field with several values "
+        "(data.partition.key; with cotune select --partition dirichlet:ALPHA:FIELD).",
+    )
 
 
 def _parts(config: DataConfig, seed: int, splits: Sequence[Split]) -> tuple[tuple[str, ...], list[IntArray]]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cotune import metrics
+from cotune import metrics, reasoning
 from cotune.errors import DataError
 from cotune.models.causal_lm import CausalLM
-from cotune.models.generate import Sampling, generate
+from cotune.models.generate import generate
 from cotune.models.score import score_choices
-from cotune.records import Example, Metric
+from cotune.records import Example, Metric, Sampling
 
 Summary = dict[str, float | int | None]
 
@@ -21,6 +21,8 @@ _WRITTEN: dict[str, Callable[[str, str], float]] = {
     "rouge_l": metrics.rouge_l,
     "exact_match": metrics.exact_match,
 }
+PATH = Sampling(max_new_tokens=256, stop=reasoning.STOP)
+"""How a reasoning path is written for `path_accuracy`, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +63,36 @@ def answers(
     Args:
         lm: the model, with or without one adapter mounted.
         examples: with choices and `answer_idx` for `choice`; with a completion for the others.
-        metric: `choice` (accuracy by log-likelihood), `rouge_l` or `exact_match` (of generated text).
+        metric: `choice` (accuracy by log-likelihood), `rouge_l` or `exact_match` (of generated text), or
+            `path_accuracy` (the answer that a generated reasoning path ends on, with choices or without).
         tokens: positions per forward pass.
-        sampling: how text is generated; greedy, 64 tokens at most, if None.
+        sampling: how text is generated; greedy, 64 tokens at most, if None; `PATH` for paths.
 
     Raises:
         DataError: an example without choices or answer under `choice`; names it.
     """
     if metric == "choice":
         return choice_answers(examples, score_choices(lm, examples, tokens=tokens))
+    if metric == "path_accuracy":
+        prompts = [reasoning.path_prompt(example) for example in examples]
+        return path_answers(examples, generate(lm, prompts, tokens=tokens, sampling=sampling or PATH))
     texts = generate(lm, [e.prompt for e in examples], tokens=tokens, sampling=sampling or Sampling())
     compare = _WRITTEN[metric]
     return [
         Answer(example.id, text.strip(), compare(text, example.completion))
         for example, text in zip(examples, texts, strict=True)
+    ]
+
+
+def path_answers(examples: Sequence[Example], paths: Sequence[str]) -> list[Answer]:
+    """What written reasoning paths are worth: 1 if they end on the right answer.
+
+    Raises:
+        DataError: an example whose right answer is not known.
+    """
+    return [
+        Answer(example.id, path.strip(), float(reasoning.is_right(path, example)))
+        for example, path in zip(examples, paths, strict=True)
     ]
 
 

@@ -6,16 +6,17 @@ Every reply is checked before it counts. What is not usable is named and left ou
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Collection, Mapping
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from cotune.errors import WireError
 from cotune.protocols import Aggregator, Gathered, Transport
-from cotune.records import Adapter, Event, Facts, Failure, Listener, Message, Round, adapter_header
+from cotune.records import Adapter, Array, Event, Facts, Failure, Listener, Message, Round, adapter_header
 
 LARGEST = 1e15
 """Largest weight or sum that a reply may hold; far above any count, far below what overflows."""
@@ -65,18 +66,27 @@ class Federation:
         """The cohort does `action`; only the weighted mean of adapters and the sums of numbers come back.
 
         Fewer usable replies than the minimum give `Gathered(None, {}, n)`: the round changes nothing.
+        Replies are added up as they come, but in the order of the clients' names, so that the order in which
+        they come changes nothing; one that is early is held until those before it have come or failed.
         """
-        replies = self._exchange(action, adapter, round, None, gathered=True)
-        if len(replies) < self.minimum:
-            return Gathered(None, {}, len(replies))
         sums: Counter[str] = Counter()
-        for reply in replies:
-            sums.update(reply.facts["sums"])
-        mean = None
-        if adapter is not None:
-            folded = self.aggregator.fold((r.arrays, float(r.facts["weight"])) for r in replies)
-            mean = adapter.with_arrays(folded)
-        return Gathered(mean, dict(sums), len(replies))
+        num_replies = 0
+
+        def updates() -> Iterator[tuple[Mapping[str, Array], float]]:
+            nonlocal num_replies
+            outcomes = self._exchange(action, adapter, round, None, gathered=True)
+            for reply in in_order(outcomes, round.cohort):
+                sums.update(reply.facts["sums"])
+                num_replies += 1
+                yield reply.arrays, float(reply.facts["weight"])
+
+        coming = updates()
+        first = next(coming, None)
+        folded = self.aggregator.fold(chain([first], coming)) if adapter and first else {}
+        deque(coming, maxlen=0)
+        if num_replies < self.minimum:
+            return Gathered(None, {}, num_replies)
+        return Gathered(adapter and adapter.with_arrays(folded), dict(sums), num_replies)
 
     def ask(
         self,
@@ -89,7 +99,8 @@ class Federation:
 
         `told` asks its keys instead of the cohort, and tells each of them something of its own.
         """
-        return self._exchange(action, adapter, round, told, gathered=False)
+        found = self._exchange(action, adapter, round, told, gathered=False)
+        return sorted((one for one in found if isinstance(one, Message)), key=lambda reply: reply.client)
 
     def refuse(self, reply: Message, reason: str) -> None:
         """Record that a reply which had come does not count."""
@@ -113,31 +124,42 @@ class Federation:
         told: Mapping[str, Facts] | None,
         *,
         gathered: bool,
-    ) -> list[Message]:
+    ) -> Iterator[Message | Failure]:
+        """Usable replies, and failures of clients that send none, as they come; all else is written down."""
         self._round = round
         messages = _messages(action, adapter, round, told)
         self.progress(action.rpartition("/")[2], 0, 1)
         expected = {message.client for message in messages}
-        began = time.monotonic()
-        usable: dict[str, Message] = {}
-        for outcome, down, up in self.transport.send(messages):
+        usable: set[str] = set()
+        for outcome, down, up in self._awaited(messages):
             self._count(down, up, gathered)
             problem = (
                 outcome
                 if isinstance(outcome, Failure)
-                else _problem(outcome, messages[0], (expected, usable.keys()), gathered)
+                else _problem(outcome, messages[0], (expected, usable), gathered)
             )
-            if isinstance(problem, Failure):
+            if problem is None:
+                usable.add(outcome.client)
+            else:
                 self.ledger.failures.append(problem)
-            elif isinstance(outcome, Message):
-                usable[outcome.client] = outcome
-            note = {"note": f"{problem.kind}: {problem.reason}"} if isinstance(problem, Failure) else {}
+            note = {"note": f"{problem.kind}: {problem.reason}"} if problem else {}
             seen = {"client": outcome.client, "up_bytes": up, "down_bytes": down, **note}
             self.progress(
                 "gather" if gathered else action.rpartition("/")[2], len(usable), len(messages), **seen
             )
-        self.ledger.seconds += time.monotonic() - began
-        return [usable[client] for client in sorted(usable)]
+            if problem is None or problem is outcome:
+                yield outcome
+
+    def _awaited(self, messages: Sequence[Message]) -> Iterator[tuple[Message | Failure, int, int]]:
+        """What the transport brings; only the time until it does is counted as waiting."""
+        coming = self.transport.send(messages)
+        while True:
+            began = time.monotonic()
+            found = next(coming, None)
+            self.ledger.seconds += time.monotonic() - began
+            if found is None:
+                return
+            yield found
 
     def _count(self, down: int, up: int, gathered: bool) -> None:
         self.ledger.down_bytes += down
@@ -146,6 +168,22 @@ class Federation:
             self.ledger.gathered_bytes += up
         else:
             self.ledger.clear_bytes += up
+
+
+def in_order(outcomes: Iterable[Message | Failure], clients: Collection[str]) -> Iterator[Message]:
+    """Replies sorted by client, each as soon as every client before it has replied or failed."""
+    held: dict[str, Message | None] = {}
+    awaited = deque(sorted(clients))
+    for outcome in outcomes:
+        if isinstance(outcome, Message):
+            held[outcome.client] = outcome
+        else:
+            held.setdefault(outcome.client, None)
+        while awaited and awaited[0] in held:
+            reply = held.pop(awaited.popleft())
+            if reply is not None:
+                yield reply
+    yield from (reply for _, reply in sorted(held.items()) if reply is not None)
 
 
 def _messages(

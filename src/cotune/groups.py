@@ -6,6 +6,7 @@ Paper: Campello et al. 2013 (HDBSCAN), https://doi.org/10.1007/978-3-642-37456-2
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +15,16 @@ from cotune.errors import DataError
 
 Floats = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.int64]
+Tick = Callable[[int, int], None]
+"""Told how many points are grouped, of how many."""
 
 CELL = 8_000
 """Points that are clustered in one go. HDBSCAN compares all pairs, so that more are first cut into cells."""
 
 
-def density_groups(points: Floats, minimum: int, seed: int) -> tuple[Labels, npt.NDArray[np.float64]]:
+def density_groups(
+    points: Floats, minimum: int, seed: int, tick: Tick = lambda *_: None
+) -> tuple[Labels, npt.NDArray[np.float64]]:
     """HDBSCAN labels and memberships.
 
     More than `CELL` points are first cut into cells by bisecting k-means, and each cell is clustered on its
@@ -30,6 +35,7 @@ def density_groups(points: Floats, minimum: int, seed: int) -> tuple[Labels, npt
         points: [n, dimensions], finite.
         minimum: points that make a group, 2 or more; HDBSCAN's `min_cluster_size`.
         seed: of the cut into cells; without it the result does not depend on chance.
+        tick: told at the start, and after each cell.
 
     Returns:
         Labels [n], 0, 1, ... or -1 for noise; and memberships [n] from 0 to 1, 0 for noise. Fewer points than
@@ -44,11 +50,14 @@ def density_groups(points: Floats, minimum: int, seed: int) -> tuple[Labels, npt
     if (points == points[0]).all():
         return np.zeros(len(points), np.int64), np.ones(len(points))
     labels, weights = np.full(len(points), -1), np.zeros(len(points))
-    taken = 0
+    taken = done = 0
+    tick(0, len(points))
     for rows in _cells(points, seed):
         own, weights[rows] = _hdbscan(points[rows], minimum)
         labels[rows] = np.where(own < 0, -1, own + taken)
         taken += own.max(initial=-1) + 1
+        done += len(rows)
+        tick(done, len(points))
     return labels, weights
 
 

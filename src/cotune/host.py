@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cotune.choices import Choices, client_folder
 from cotune.codec import decode, encode
 from cotune.data import ByTask, Dataset
-from cotune.protocols import Client, Given, Reply, Selector, Strategy
+from cotune.protocols import Client, Given, Pupil, Reply, Selector, Strategy
 from cotune.records import Adapter, Example, Message, Round, adapter_digest, adapter_header, adapter_of
 
 Evaluator = Callable[[Adapter | None, ByTask], Mapping[str, Any]]
@@ -24,6 +26,10 @@ Evaluator = Callable[[Adapter | None, ByTask], Mapping[str, Any]]
 
 SELECT = "select/"
 """`select/0/propose` is step `propose` of the first selector."""
+TEACH = "teach/"
+"""`teach/choose` is the first step of a round's teaching."""
+TUNE = "tune"
+"""The step of a strategy in which clients train; where they are taught, lessons come before it."""
 
 KEPT = 3
 """Rounds of which a client keeps its adapter."""
@@ -70,13 +76,13 @@ class Host:
     def __init__(
         self,
         dataset: Dataset,
-        steps: tuple[Strategy | None, Sequence[Selector]],
+        steps: tuple[Strategy | None, Sequence[Selector], Pupil | None],
         evaluate: Evaluator,
         store: Store,
         run: tuple[int, int],
     ) -> None:
         self.dataset, self.evaluate, self.store = dataset, evaluate, store
-        self.strategy, self.selectors = steps
+        self.strategy, self.selectors, self.pupil = steps
         self.choices = Choices(store.folder, len(self.selectors))
         self.seed, self.num_rounds = run
 
@@ -95,13 +101,23 @@ class Host:
         clients = [
             Client(m.client, self._chosen(m), now, self.store.read(m.client, m.round)) for m in messages
         ]
-        assert self.strategy is not None
-        given = [adapter_of(message) for message in messages]
-        replies = self.strategy.client_step(first.action, given, clients)
+        replies = self._step(first.action, messages, clients)
         for message, reply in zip(messages, replies, strict=True):
             if reply.keep is not None:
                 self.store.write(message.client, message.round, reply.keep)
         return [_reply(message, reply) for message, reply in zip(messages, replies, strict=True)]
+
+    def _step(self, action: str, messages: Sequence[Message], clients: list[Client]) -> list[Reply]:
+        """A step of the teaching, or of the strategy; what is taught is learned before one's own examples."""
+        adapters = [adapter_of(message) for message in messages]
+        if self.pupil and action.startswith(TEACH):
+            told = [Given(a, m.facts.get("told", {})) for a, m in zip(adapters, messages, strict=True)]
+            return self.pupil.step(action.removeprefix(TEACH), told, clients)
+        assert self.strategy is not None
+        if not (self.pupil and action == TUNE):
+            return self.strategy.client_step(action, adapters, clients)
+        starts, clients = self.pupil.before_tuning([a for a in adapters if a], clients)
+        return self.strategy.client_step(action, starts, clients)
 
     def _chosen(self, message: Message) -> tuple[Example, ...]:
         """What the client trains on: all its examples, or those that the selectors left."""
@@ -118,16 +134,16 @@ class Host:
         pools, clients = [], []
         for message in messages:
             examples = self.dataset.train(message.client)
-            pool = choices.pool(message.client, here, message.round, len(examples)).tolist()
+            pool = choices.pool(message.client, here, message.round, len(examples))
             used = choices.used(message.client, here, message.round)
-            pools.append(pool)
+            pools.append(pool.tolist())
             clients.append(
                 Client(
                     message.client,
-                    tuple(examples[row] for row in pool),
+                    tuple(examples[row] for row in pools[-1]),
                     now,
                     memo=choices.memo(message.client, here, message.round),
-                    used=frozenset(place for place, row in enumerate(pool) if row in used),
+                    used={index: np.flatnonzero(np.isin(pool, rows)) for index, rows in used.items()},
                 )
             )
         given = [Given(adapter_of(message), message.facts.get("told", {})) for message in messages]

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from cotune import groups
 from cotune.readers import Readers
+from cotune.records import Progress, silent
 
 Floats = npt.NDArray[np.float64]
 
 
-def places(texts: Sequence[str], readers: Readers, seed: int) -> tuple[Floats, npt.NDArray[np.int64], str]:
+def places(
+    texts: Sequence[str], readers: Readers, seed: int, progress: Progress = silent
+) -> tuple[Floats, npt.NDArray[np.int64], str]:
     """Places [texts, 2], groups [texts] for the colours (-1 for none), and a phrase that says whose they are.
 
     Features are used where a selector has read them already; nothing is read for the map alone.
     """
+    tick = partial(progress, "drawing")
+    tick(0, len(texts))
+    points, whose = _points(texts, readers, seed)
+    return _plane(points), groups.density_groups(points, 5, seed, tick)[0], whose
+
+
+def _points(texts: Sequence[str], readers: Readers, seed: int) -> tuple[npt.NDArray[np.float32], str]:
     for name, reader in readers.loaded.items():
         if reader.basis is not None:
-            points = reader.features(texts, *reader.basis)
-            return _plane(points), groups.density_groups(points, 5, seed)[0], f"shared basis of {name}"
-    points = _word_features(texts, seed)
-    return _plane(points), groups.density_groups(points, 5, seed)[0], "words in common"
+            return reader.features(texts, *reader.basis), f"shared basis of {name}"
+    return _word_features(texts, seed), "words in common"
 
 
 def _word_features(texts: Sequence[str], seed: int) -> npt.NDArray[np.float32]:

@@ -83,6 +83,37 @@ def load(slot: str, name: str, options: Mapping[str, Any], **parts: Any) -> Any:
 
 def summary(slot: str, name: str) -> str:
     """First line of the plug-in's docstring, read without importing it."""
-    path = Path(__file__).parent / FOLDERS[slot] / f"{name}.py"
-    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    doc = ast.get_docstring(_source(slot, name)) or ""
     return doc.splitlines()[0] if doc else ""
+
+
+def kind(slot: str, name: str) -> str:
+    """What a plug-in says of itself as `KIND = "..."`, or nothing; ours are read without importing them.
+
+    Raises:
+        ConfigError: there is no such plug-in, or an outside one cannot be imported.
+    """
+    if name not in names(slot):
+        return str(getattr(module(slot, name), "KIND", ""))
+    for node in _source(slot, name).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "KIND":
+            return str(ast.literal_eval(node.value))
+    return ""
+
+
+def require_kind(slot: str, name: str, wanted: str, place: str) -> None:
+    """Refuse a plug-in whose `KIND` is another one; `place` is the path of the name in the file.
+
+    Raises:
+        ConfigError: it is, or there is no such plug-in.
+    """
+    found = kind(slot, name)
+    if found != wanted:
+        fitting = ", ".join(known for known in names(slot) if kind(slot, known) == wanted)
+        came = f"is of kind {found!r}" if found else "does not say its KIND"
+        raise ConfigError(f"{place}: {name!r} {came}; expected one of kind {wanted!r}: {fitting}.")
+
+
+def _source(slot: str, name: str) -> ast.Module:
+    path = Path(__file__).parent / FOLDERS[slot] / f"{name}.py"
+    return ast.parse(path.read_text(encoding="utf-8"))

@@ -9,7 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from cotune.records import Adapter, Array, Example, Facts, Failure, Message, Round
+from cotune.records import (
+    Adapter,
+    Array,
+    Example,
+    Facts,
+    Failure,
+    Message,
+    Progress,
+    Round,
+    silent,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +45,7 @@ class Client:
     """One client as a step sees it: its examples, its randomness, and what it kept from earlier rounds.
 
     `memo` is what the same selector noted in its step before this one; `used` are the rows of `examples` that
-    it chose in earlier rounds.
+    it chose in earlier rounds, by round.
     """
 
     id: str
@@ -43,7 +53,7 @@ class Client:
     round: Round
     kept: Adapter | None = None
     memo: Mapping[str, Array] = field(default_factory=dict)
-    used: frozenset[int] = frozenset()
+    used: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     def rng(self, purpose: str) -> np.random.Generator:
         """The only source of randomness in a client's step."""
@@ -155,23 +165,25 @@ class Selector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """What one client may choose from, as a score sees it."""
+    """What one client may choose from, as a score sees it; `progress` hears how far a long score is."""
 
     examples: Sequence[Example]
     rng: np.random.Generator
+    progress: Progress = silent
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
     """When a policy chooses, and what it needs to know besides the scores.
 
-    round and num_rounds: of the run, from 1; used: rows chosen in earlier rounds; rng: its randomness.
+    round and num_rounds: of the run, from 1; used: rows chosen in earlier rounds, by round; rng: its
+    randomness.
     """
 
     round: int
     num_rounds: int
     rng: np.random.Generator
-    used: frozenset[int] = frozenset()
+    used: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
 
 
 class Reader(Protocol):
@@ -231,6 +243,18 @@ class Policy(Protocol):
         """Rows of `scores` [n], without repeats, in the order of their use; may be empty."""
 
 
+class Pupil(Protocol):
+    """The clients' half of teaching: what they do when a step of it is asked for, and before they tune."""
+
+    def step(self, action: str, given: Sequence[Given], clients: Sequence[Client]) -> list[Reply]:
+        """One step for the clients of one process; one reply each, in order."""
+
+    def before_tuning(
+        self, starts: Sequence[Adapter], clients: Sequence[Client]
+    ) -> tuple[list[Adapter], list[Client]]:
+        """Where clients start their own tuning from once they were taught, and on what they tune."""
+
+
 class Aggregator(Protocol):
     """Many weighted updates into one."""
 
@@ -253,10 +277,12 @@ class SelectorParts:
     """What `build.py` hands to a selector: models by name, loaded when first asked for.
 
     `reader("slm")` is the clients' own model, with the global adapter mounted; any other is a frozen one.
+    `progress` hears how far a long step is.
     """
 
     reader: Callable[[str], Reader]
     num_rounds: int
+    progress: Progress = silent
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cotune.protocols import Pool, Reader
-from cotune.records import Array
+from cotune.records import Array, Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,6 +35,18 @@ class LocalScore:
     def score(self, pools: Sequence[Pool], reader: Reader, shared: Mapping[str, Array]) -> list[Scores]:
         """[examples] of each pool."""
         return self.compute(pools, reader)
+
+
+def tellers(pools: Sequence[Pool], what: str) -> Iterator[Callable[[int], None]]:
+    """For each pool a function that takes how many of its examples are done and tells it as a part of all."""
+    total, before = sum(len(pool.examples) for pool in pools), 0
+
+    def tell(progress: Progress, others: int, done: int) -> None:
+        progress(what, others + done, total)
+
+    for pool in pools:
+        yield partial(tell, pool.progress, before)
+        before += len(pool.examples)
 
 
 def by_pool(values: Scores, pools: Sequence[Pool]) -> list[Scores]:

@@ -52,7 +52,7 @@ class Readers:
         return sum(reader.num_cut for reader in self.loaded.values())
 
     def _load(self, name: str) -> ModelReader:
-        vectors, tokens = Vectors(cache_dir() / "features.sqlite"), self.runtime.score_tokens
+        vectors, tokens = Vectors(cache_dir() / "features.sqlite", self.note), self.runtime.score_tokens
         if name == SLM and not isinstance(self.slm, str):
             learner = self.slm()
             causal = Causal(learner.lm, learner.stack, learner.lm.fingerprint)

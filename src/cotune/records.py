@@ -22,8 +22,8 @@ else:
 Facts = Mapping[str, Any]
 """JSON values: str, int, float, bool, None, lists and string-keyed dicts of them."""
 
-Metric = Literal["choice", "rouge_l", "exact_match"]
-"""How a task is scored: by the likeliest choice, or by comparing written text."""
+Metric = Literal["choice", "rouge_l", "exact_match", "path_accuracy"]
+"""How a task is scored: by the likeliest choice, by written text, or by the answer a path ends on."""
 
 DELIMITER = " "
 """Stands between a prompt and a choice, as `target_delimiter` does in lm-evaluation-harness."""
@@ -68,6 +68,11 @@ class Adapter:
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(a.nbytes for a in self.arrays.values())
+
+    @property
+    def is_neutral(self) -> bool:
+        """Whether every B is zero, so that the model writes what it writes without an adapter."""
+        return not any(array.any() for name, array in self.arrays.items() if "lora_B" in name)
 
     def with_arrays(self, arrays: Mapping[str, Array]) -> Adapter:
         """The same adapter with other values."""
@@ -157,6 +162,44 @@ Signal = DenseLogits | TopKLogits | ReasoningPath
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How texts are drawn.
+
+    max_new_tokens: at most so many; temperature 0 is greedy; top_p: tokens outside the most likely part of
+    that mass are never drawn; seed: the only source of randomness; stop: a text ends before any of these.
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+    def cut(self, text: str) -> str:
+        """What stands before the first stop string."""
+        for stop in self.stop:
+            text = text.split(stop, 1)[0]
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A text that a model wrote after a prompt, and what it took; empty if there is none that can be used.
+
+    finished: the model came to its end; False if the length cap cut it.
+    """
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+    finished: bool
+
+
+Keep = Callable[[Mapping[int, Written]], None]
+"""Told what has been written, by number of the prompt, some at a time."""
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One thing that happened in a run, for whoever watches.
 
@@ -174,6 +217,12 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+Progress = Callable[[str, int, int], None]
+"""Told what is being done (reading, grouping, ...), how much of it is done, and of how much."""
+
+
+def silent(_what: str, _done: int, _total: int) -> None:
+    """Progress of which nobody hears."""
 
 
 def adapter_header(adapter: Adapter) -> dict[str, Any]:

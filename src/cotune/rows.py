@@ -33,6 +33,18 @@ def text(row: Row, field: str, where: str) -> str:
     return value
 
 
+def text_or_number(row: Row, field: str, where: str) -> str:
+    """A string that is not blank, or a number written as one.
+
+    Raises:
+        DataError: it is missing, blank, or neither.
+    """
+    value = row.get(field)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return text(row, field, where)
+
+
 def optional_text(row: Row, field: str, where: str) -> str:
     """A string that may be missing or null; then it is empty.
 
@@ -137,6 +149,45 @@ def choice_example(
         completion=DELIMITER + choices[answer_idx],
         choices=choices,
         answer_idx=answer_idx,
+        rationale=optional_text(row, "rationale", where),
+        domain=optional_text(row, "domain", where) or domain,
+    )
+
+
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+"""The Alpaca template (https://github.com/tatsu-lab/stanford_alpaca)."""
+
+
+def instruction_example(row: Row, where: str, fields: tuple[str, str, str], domain: str) -> Example:
+    """An instruction with its answer in the Alpaca template; the row's own id, domain and rationale go first.
+
+    The line break after `### Response:` belongs to the completion.
+
+    Args:
+        row: the row.
+        where: its place.
+        fields: the names of its instruction, input (may be missing or blank) and output.
+        domain: the task's, where the row has none.
+
+    Raises:
+        DataError: the instruction or the output is missing or blank, or a field is no string.
+    """
+    instruction, context, output = fields
+    given = optional_text(row, context, where).strip()
+    template = WITH_INPUT if given else WITHOUT_INPUT
+    return Example(
+        id=own_id(row, where),
+        prompt=template.format(instruction=text(row, instruction, where).strip(), input=given),
+        completion="\n" + text(row, output, where).strip(),
         rationale=optional_text(row, "rationale", where),
         domain=optional_text(row, "domain", where) or domain,
     )

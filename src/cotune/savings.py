@@ -13,9 +13,12 @@ CROSSES = {
     "propose": "mean features of groups of examples (of a group of one, that example's own), the groups' "
     "numbers, how many examples there are, and which model read them",
     "pick": "which groups won, or the sum that was shared, down; how many examples were chosen, up",
-    "share": "tables of counts, added up over clients",
+    "share": "tables of counts, and of which model read them, added up over clients",
 }
 """What a selector's step sends, in words."""
+
+LISTED = 1000
+"""Clients that results.json lists; rounds.jsonl has them all."""
 
 
 def round_record(
@@ -31,7 +34,8 @@ def round_record(
     """
     chosen = sum(found.counts.get(client, 0) for client in cohort)
     seconds, passes = tuning
-    of_all = sum(totals[client] for client in found.counts if client in totals)
+    whose = found.answers if found.is_new else found.counts
+    of_all = sum(totals[client] for client in whose if client in totals)
     return {
         "renewed": found.is_new,
         "chosen": chosen,
@@ -41,7 +45,8 @@ def round_record(
         "tune_seconds": seconds,
         "epoch_seconds": seconds / passes * of_all / chosen if chosen and seconds else None,
         "crossed": list(found.crossed),
-        **({"counts": dict(found.counts)} if found.is_new else {}),
+        "waiting": [list(clients) for clients in found.waiting],
+        **({"counts": dict(found.answers)} if found.is_new or found.answers else {}),
     }
 
 
@@ -56,30 +61,32 @@ def warning(record: Mapping[str, Any]) -> str:
     )
 
 
-def last_counts(rounds: Sequence[Mapping[str, Any]]) -> Counts:
-    """What was in use when a run stopped."""
-    for record in reversed(rounds):
-        counts = (record.get("selection") or {}).get("counts")
-        if counts is not None:
-            return dict(counts)
-    return {}
+def in_use(rounds: Sequence[Mapping[str, Any]]) -> Selection:
+    """What was in use when a run stopped, and who had not answered by then."""
+    lines = [record["selection"] for record in rounds if record.get("selection")]
+    counts = {client: count for line in lines for client, count in line.get("counts", {}).items()}
+    return Selection(counts, lines[-1].get("waiting", ()) if lines else ())
 
 
 def summary(rounds: Sequence[Mapping[str, Any]], names: Sequence[str], totals: Counts) -> Record:
     """The part `selection` of results.json.
 
     `chosen` and `total` count an example in every round in which it was or would have been trained on;
-    `clients` is what each has in use at the end.
+    `clients` is what each of the first `LISTED` has in use at the end, and `num_clients` how many there are;
+    `cut` are the different examples that were longer than the model that read them reads, since the run was
+    last started or resumed.
     """
     lines = [record["selection"] for record in rounds if record.get("selection")]
-    counts = last_counts(rounds)
+    found = in_use(rounds)
+    counts = {client: 0 for clients in found.waiting for client in clients} | dict(found.counts)
     saved = [(line["total"] / line["chosen"] - 1) * line["tune_seconds"] for line in lines if line["chosen"]]
     crossed = _crossed(lines)
     warnings = dict.fromkeys(filter(None, map(warning, lines)))
     epochs = [line["epoch_seconds"] for line in lines if line["epoch_seconds"]]
     return {
         "selectors": list(names),
-        "clients": {c: {"total": totals.get(c, 0), "chosen": counts[c]} for c in list(counts)[:1000]},
+        "clients": {c: {"total": totals.get(c, 0), "chosen": counts[c]} for c in list(counts)[:LISTED]},
+        "num_clients": len(counts),
         "total": sum(line["total"] for line in lines),
         "chosen": sum(line["chosen"] for line in lines),
         "sat_out": sum(len(line["sat_out"]) for line in lines),
@@ -91,6 +98,7 @@ def summary(rounds: Sequence[Mapping[str, Any]], names: Sequence[str], totals: C
         "ask_bytes": sum(part["bytes"] for part in crossed if part["verb"] == "ask"),
         "gather_bytes": sum(part["bytes"] for part in crossed if part["verb"] == "gather"),
         "crossed": crossed,
+        "cut": max((line.get("cut", 0) for line in lines), default=0),
         "notes": list(warnings),
     }
 

@@ -4,13 +4,15 @@ Origin: most published data selectors are one number for each example and one ru
 
 A score that clients compute on their own reads the clients' present model, adapter included. One that is
 summed over clients first (`template`) reads the bare model, so that all clients and rounds can be compared;
-its sum travels to the clients in the place of the adapter.
+its sum travels to the clients in the place of the adapter. With it the clients add up which model they read
+with, in a form that shows no more than whether all agree: features of different models cannot be summed.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, runtime_checkable
 
@@ -51,6 +53,10 @@ class Recipe:
     policies: tuple[tuple[str, Mapping[str, Any]], ...] = (("everything", {}),)
     every: int = 0
     model: str = "slm"
+
+
+MODEL = "model"
+"""Under this name the readers' fingerprints are added up; see `fingerprint_digits`."""
 
 
 @runtime_checkable
@@ -111,22 +117,26 @@ class Scored:
         """Sum what the score shares, if anything; then every client picks."""
         sent = state.slm if self._reads and self.recipe.model == "slm" else None
         if self._template:
-            empty = Adapter(self._template, f"score:{self.recipe.score}", 1, 1.0)
+            arrays = {**self._template, MODEL: 0 * fingerprint_digits("")}
+            empty = Adapter(arrays, f"score:{self.recipe.score}", 1, 1.0)
             gathered = verbs.gather("share", empty, round)
             if gathered.adapter is None:
                 return {}
-            sent = gathered.adapter.with_arrays(summed(gathered.adapter.arrays, gathered.num_replies))
+            total = summed(gathered.adapter.arrays, gathered.num_replies)
+            refuse_other_models(total.pop(MODEL), self.recipe)
+            sent = gathered.adapter.with_arrays(total)
         return picking.counts(verbs.ask("pick", sent, round), verbs)
 
     def client_step(self, action: str, given: Sequence[Given], clients: Sequence[Client]) -> list[Reply]:
         """`share`: arrays to be summed. `pick`: the rows to train on."""
         self._check_completions(clients)
-        pools = [Pool(client.examples, client.rng("score")) for client in clients]
+        pools = [Pool(client.examples, client.rng("score"), self.parts.progress) for client in clients]
         adapter = given[0].adapter if given else None
         if action == "share":
-            arrays = self.score.share(pools, self._reader(None))
+            reader = self._reader(None)
+            arrays, model = self.score.share(pools, reader), fingerprint_digits(reader.fingerprint)
             return [
-                Reply(got.adapter and got.adapter.with_arrays(mine))
+                Reply(got.adapter and got.adapter.with_arrays({**mine, MODEL: model}))
                 for got, mine in zip(given, arrays, strict=True)
             ]
         if action != "pick":
@@ -174,9 +184,8 @@ def chain(policies: Sequence[Policy], scores: Scores, stage: Stage) -> Rows:
     import numpy as np
 
     def further(rows: Rows, policy: Policy) -> Rows:
-        used = frozenset(np.flatnonzero(np.isin(rows, list(stage.used))).tolist())
-        here = Stage(stage.round, stage.num_rounds, stage.rng, used)
-        return rows[policy.choose(scores[rows], here)]
+        used = {index: np.flatnonzero(np.isin(rows, chosen)) for index, chosen in stage.used.items()}
+        return rows[policy.choose(scores[rows], replace(stage, used=used))]
 
     return reduce(further, policies, np.arange(len(scores), dtype=np.int64))
 
@@ -186,6 +195,30 @@ def summed(means: Mapping[str, Array], num_replies: int) -> dict[str, Array]:
     import numpy as np
 
     return {name: np.rint(mean * num_replies) for name, mean in means.items()}
+
+
+def fingerprint_digits(fingerprint: str) -> Array:
+    """The first eight hexadecimal digits of a model's hash, each as a row of one 1 and fifteen 0, [8, 16]."""
+    import numpy as np
+
+    digest = hashlib.sha256(fingerprint.encode()).hexdigest()[:8]
+    return np.eye(16)[[int(digit, 16) for digit in digest]]
+
+
+def refuse_other_models(digits: Array, recipe: Recipe) -> None:
+    """Accept a sum of `fingerprint_digits` over clients if all of them are the same, [8, 16].
+
+    Raises:
+        RunError: clients read with different models.
+    """
+    total, most = int(digits[0].sum()), int(digits.max(axis=1).min())
+    if most == total:
+        return
+    raise RunError(
+        f"selector of score {recipe.score!r}: of {total} clients at least {total - most} read with another "
+        "model than the others; expected one model, for features of different models cannot be summed. "
+        "Give every client the same slm.model, or name one frozen model for all: selector.model."
+    )
 
 
 class ScoreSpec(PluginSpec):

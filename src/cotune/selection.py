@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,13 +20,18 @@ class Selection:
     """What is in use in a round.
 
     Attributes:
-        counts: examples that each client has chosen; who is missing has chosen none.
+        counts: examples that each client has chosen; who is missing has never answered.
+        waiting: for each selector, whom it asks again in the next round: those who did not answer and have
+            nothing in use, and everybody if nobody answered.
+        answers: what of the counts is of this round.
         is_new: a selector was due.
         seconds: that choosing took.
         crossed: for each exchange its action, its verb, and the bytes that came up.
     """
 
-    counts: Counts
+    counts: Counts = field(default_factory=dict)
+    waiting: Sequence[Collection[str]] = ()
+    answers: Counts = field(default_factory=dict)
     is_new: bool = False
     seconds: float = 0.0
     crossed: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
@@ -37,11 +42,13 @@ class Selection:
 
 
 def select(
-    selectors: Sequence[Selector], before: Counts, state: State, round: Round, federation: Federation
+    selectors: Sequence[Selector], before: Selection, state: State, round: Round, federation: Federation
 ) -> Selection:
     """Let every selector that is due choose anew, each from what the one before it has left.
 
-    A selector whose predecessor chose anew chooses anew as well.
+    For whom the predecessor chose anew, the next one chooses anew as well. A client that does not answer
+    keeps what it chose earlier; if that is nothing, it is asked again in each round until it answers. Sums
+    are then taken over everybody again, so that a late client is never summed alone.
 
     Args:
         selectors: in the order in which they narrow the choice.
@@ -51,31 +58,42 @@ def select(
         federation: how clients are reached.
     """
     began, crossed = time.monotonic(), []
-    is_new, counts = False, dict(before)
-    left: set[str] | None = None
+    waiting: list[Collection[str]] = []
+    answers: dict[str, int] = {}
+    is_new, fresh, gone = False, set[str](), set[str]()
     for number, selector in enumerate(selectors):
-        if not (is_new or selector.is_due(round)):
-            continue
+        late = set(before.waiting[number]) if before.waiting else set()
         everybody = federation.clients() if selector.asks_all else round.cohort
-        asked = tuple(client for client in everybody if left is None or client in left)
-        numbered = _Numbered(federation, number)
+        whole = [client for client in everybody if client not in gone and (client in fresh or not is_new)]
+        is_due = is_new or selector.is_due(round)
+        asked = tuple(client for client in whole if is_due or client in fresh | late)
+        numbered = _Numbered(federation, number, tuple(whole))
         found = selector.server_select(state, replace(round, cohort=asked), numbered) if asked else {}
-        counts = {**dict.fromkeys(everybody, 0), **found}
-        is_new, left = True, {client for client, count in counts.items() if count}
+        is_last = number == len(selectors) - 1
+        answers |= {client: count for client, count in found.items() if is_last or not count}
+        silent = late.union(asked) - found.keys() - answers.keys()
+        waiting.append(sorted(c for c in silent if not found or not before.counts.get(c)))
+        fresh = {client for client, count in found.items() if count}
+        is_new, gone = is_due, gone | silent | (found.keys() - fresh)
         crossed += numbered.crossed
-    return Selection(counts, is_new, time.monotonic() - began if is_new else 0.0, crossed)
+    seconds = time.monotonic() - began if is_new or crossed else 0.0
+    return Selection({**before.counts, **answers}, waiting, answers, is_new, seconds, crossed)
 
 
 class _Numbered:
-    """The two verbs, with the selector's number in every action, counting what came up."""
+    """The two verbs, with the selector's number in every action, counting what came up.
 
-    def __init__(self, federation: Federation, number: int) -> None:
-        self.federation, self.number = federation, number
+    What is gathered is gathered from all who take part, `whole`, even where only some of them are to choose.
+    """
+
+    def __init__(self, federation: Federation, number: int, whole: tuple[str, ...]) -> None:
+        self.federation, self.number, self.whole = federation, number, whole
         self.crossed: list[dict[str, Any]] = []
 
     def gather(self, action: str, adapter: Adapter | None, round: Round) -> Gathered:
         before = self.federation.ledger.up_bytes
-        found = self.federation.gather(f"{SELECT}{self.number}/{action}", adapter, round)
+        all_of_them = replace(round, cohort=self.whole)
+        found = self.federation.gather(f"{SELECT}{self.number}/{action}", adapter, all_of_them)
         self._count(action, "gather", before)
         return found
 

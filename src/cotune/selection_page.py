@@ -58,6 +58,7 @@ def selection_values(
     chosen, total = number(selection.get("chosen")), number(selection.get("total"))
     rows = _rows(selection)
     scale = max((row.scale for row in rows), default=0.0)
+    listed = _listed(len(rows[:ROWS_AT_MOST]), max(len(rows), int(number(selection.get("num_clients")) or 0)))
     return {
         "selectors": ", then ".join(_texts(selection.get("selectors"))),
         "share": _percent(_share(chosen, total)),
@@ -68,11 +69,12 @@ def selection_values(
         "sat_out": _sat_out(selection, rounds),
         "warning": _warning(selection),
         "costs": _costs(selection),
+        "cut": _cut(number(selection.get("cut"))),
         "rows": rows[:ROWS_AT_MOST],
-        "left_out": max(0, len(rows) - ROWS_AT_MOST),
+        "listed": listed,
         "is_collapsed": len(rows) > COLLAPSE_ABOVE,
         "scale": _percent(scale),
-        "summary": _summary(rows),
+        "summary": _summary(rows[:ROWS_AT_MOST], listed),
         "crossed": [_crossing(mapping(one)) for one in _list(selection.get("crossed"))],
         "nothing_crossed": number(selection.get("ask_bytes")) == 0 == number(selection.get("gather_bytes")),
         "bytes": [
@@ -101,15 +103,32 @@ def _rows(selection: Mapping[str, Any]) -> list[Share]:
     return [Share(name, chosen, total, scale) for name, chosen, total in found]
 
 
-def _summary(rows: Sequence[Share]) -> str:
+def _listed(shown: int, total: int) -> str:
+    """Which clients are meant, if not all of them."""
+    return f"first {shown:,} of {total:,} clients" if shown < total else ""
+
+
+def _cut(count: float | None) -> str:
+    if count is None or count <= 0:
+        return ""
+    return (
+        f"{count:,.0f} example{' was' if count == 1 else 's were'} longer than the model that read for the "
+        "choice can read, and judged by a part."
+    )
+
+
+def _summary(rows: Sequence[Share], listed: str) -> str:
+    """How the shares are spread over the clients in `rows`; `listed` says which these are, if not all."""
     shares = [row.share for row in rows if row.share is not None]
     if len(shares) < 2:
         return ""
     none = sum(share == 0 for share in shares)
     empty = f" {none} of {len(shares)} used none." if none else ""
+    whose = f"Of the {listed}, each" if listed else "A client"
     return (
-        f"A client used between {_percent(min(shares))} and {_percent(max(shares))} of its examples; "
-        f"half of the clients used {_percent(statistics.median(shares))} or less.{empty}"
+        f"{whose} used between {_percent(min(shares))} and {_percent(max(shares))} of its examples; "
+        f"half of {'them' if listed else 'the clients'} used {_percent(statistics.median(shares))} or less."
+        f"{empty}"
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from cotune import checkpoint, memory, outcomes, report, savings
+from cotune.allocation import Allocation, Traded
 from cotune.checkpoint import Checkpoint
 from cotune.data import Dataset
 from cotune.errors import RunError
@@ -31,8 +32,8 @@ Record = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Session:
     """A run, ready to go. `selectors` narrow each other's choice in their order, under the names the report
-    gives them; `passes` over the chosen examples make one round; `facts` are put into results.json as they
-    are."""
+    gives them; `passes` over the chosen examples make one round; `num_cut` counts the examples that selectors
+    found longer than their model reads; `roles` are measured; `facts` go into results.json as they are."""
 
     strategy: Strategy
     strategy_name: str
@@ -49,6 +50,10 @@ class Session:
     fingerprint: str
     keep_checkpoints: int
     passes: float = 1.0
+    num_cut: Callable[[], int] = lambda: 0
+    roles: frozenset[str] = frozenset()
+    allocation: Allocation | None = None
+    prepare: Callable[[State], State] = lambda state: state
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -65,23 +70,26 @@ def run(session: Session, out: Path) -> Record:
     began = time.monotonic()
     resumed = checkpoint.latest(out / "checkpoints", session.fingerprint)
     if resumed is None:
-        state = session.strategy.init(session.seed)
+        state = session.prepare(session.strategy.init(session.seed))
         resumed = _finish_round(session, out, _cohort(session, 0), state, _Clock())
     elif not any(record["round"] == resumed.round for record in report.read_rounds(out)):
         report.append_round(out, resumed.record)
     state = resumed.state
-    counts = savings.last_counts([r for r in report.read_rounds(out) if r["round"] <= resumed.round])
+    in_use = savings.in_use([r for r in report.read_rounds(out) if r["round"] <= resumed.round])
     for index in range(resumed.round + 1, session.num_rounds + 1):
         clock, cohort = _Clock(), _cohort(session, index)
         losses: Mapping[str, float] = {}
-        now, chosen = _select(session, counts, state, cohort, clock)
-        counts, waited = chosen.counts if chosen else counts, session.federation.ledger.seconds
+        now, chosen = _select(session, in_use, state, cohort, clock)
+        in_use = chosen or in_use
+        traded = _trade(session, state, now, clock)
+        waited = session.federation.ledger.seconds
         with clock.phase("co-tune"):
             if now.cohort:
                 state, losses = session.strategy.server_round(state, now, session.federation)
         clock.move("co-tune", "tune", session.federation.ledger.seconds - waited)
+        state, lesson_facts = _learn(session, traded, state, now, clock)
         _refuse_divergence(state, now)
-        facts = {"losses": losses, **_selection_facts(session, chosen, cohort, clock)}
+        facts = {"losses": losses, **_selection_facts(session, chosen, cohort, clock), **lesson_facts}
         state = _finish_round(session, out, now, state, clock, facts).state
     results = summarise(session, out, time.monotonic() - began)
     session.save_adapters(out / "adapters", state)
@@ -90,14 +98,33 @@ def run(session: Session, out: Path) -> Record:
 
 
 def _select(
-    session: Session, counts: Mapping[str, int], state: State, cohort: Round, clock: _Clock
+    session: Session, in_use: Selection, state: State, cohort: Round, clock: _Clock
 ) -> tuple[Round, Selection | None]:
     """The round without the clients that have nothing to train on, and what is in use in it."""
     if not session.selectors:
         return cohort, None
     with clock.phase("select"):
-        found = select(tuple(session.selectors.values()), counts, state, cohort, session.federation)
+        found = select(tuple(session.selectors.values()), in_use, state, cohort, session.federation)
     return replace(cohort, cohort=found.playing(cohort.cohort)), found
+
+
+def _trade(session: Session, state: State, now: Round, clock: _Clock) -> Traded | None:
+    """Who is taught by which public examples in this round, and the paths of both sides."""
+    if session.allocation is None or not now.cohort:
+        return None
+    with clock.phase("teach"):
+        return session.allocation.trade(state, now, session.federation)
+
+
+def _learn(
+    session: Session, traded: Traded | None, state: State, now: Round, clock: _Clock
+) -> tuple[State, Record]:
+    """What the LLM learned from its clients' paths; and the filters, on both sides."""
+    if session.allocation is None or traded is None:
+        return state, {}
+    with clock.phase("teach"):
+        state, record = session.allocation.learn(traded, state, now, session.federation)
+    return state, {"teaching": record}
 
 
 def _selection_facts(session: Session, found: Selection | None, cohort: Round, clock: _Clock) -> Record:
@@ -107,7 +134,7 @@ def _selection_facts(session: Session, found: Selection | None, cohort: Round, c
     is_here = "slm" not in session.strategy.trains  # then the server trains, on what clients gave it
     training = clock.seconds["tune"] + (clock.seconds["co-tune"] if is_here else 0.0)
     tuning = (training, session.passes)
-    record = savings.round_record(found, cohort.cohort, totals, tuning)
+    record = savings.round_record(found, cohort.cohort, totals, tuning) | {"cut": session.num_cut()}
     if savings.warning(record):
         session.federation.progress("select", 1, 1, note=savings.warning(record))
     return {"selection": record}
@@ -194,11 +221,11 @@ def _measure(session: Session, state: State, now: Round) -> Record:
     """Held-out numbers of the LLM (on the server) and of the SLMs (on the clients)."""
     metrics: Record = {}
     right: Record = {}
-    if "llm" in session.strategy.trains:
+    if "llm" in session.roles:
         found = session.evaluate_llm(state.llm, session.dataset.test)
         metrics["llm"], right["llm"] = outcomes.without_answers(found), outcomes.answers(found)
         right["shown"] = {task: numbers["shown"] for task, numbers in found.items()}
-    if "slm" in session.strategy.trains:
+    if "slm" in session.roles:
         clients = _measured_clients(session)
         replies = session.federation.ask("evaluate", state.slm, now, {client: {} for client in clients})
         by_client = {}

@@ -1,4 +1,4 @@
-"""Rows out of JSON Lines files (.gz too), data sets on the hub, and files inside the pinned `evals` wheel."""
+"""Rows out of JSON Lines files (.gz too), hub data sets, the pinned `evals` wheel, and makers of problems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from cotune import wheels
+from cotune import gym, wheels
 from cotune.errors import DataError
 from cotune.rows import Row
 
@@ -31,28 +31,31 @@ def read(source: str, limit: int | None = None) -> list[WhereRow]:
     """All rows of a source, or the first `limit`.
 
     Args:
-        source: a JSONL file (.gz too), `wheel:<path inside the evals wheel>`, or a hub id
-            `org/name[:config][@split]` (split `train` by default).
+        source: a JSONL file (.gz too), `wheel:<path inside the evals wheel>`, `gym:<set>?size=100&seed=1`
+            (see `cotune.gym`), or a hub id `org/name[:config][@split]` (split `train` by default).
         limit: rows to read; all by default.
 
     Raises:
         DataError: it cannot be read, a line is no JSON object, or there are no rows.
     """
-    if not source.strip():
-        raise DataError("data: the name is empty; name a JSONL file, or a hub id org/name[:config][@split]")
-    is_hub = not source.startswith("wheel:") and _is_hub_id(source)
-    rows = _hub(source, limit) if is_hub else _json_lines(_raw(source), source, limit)
-    if not rows:
-        raise DataError(f"{source}: no rows. Give a file with one JSON object a line.")
-    return rows
+    if _is_table(source):
+        return _some(_table(source, limit), source)
+    return _some(_json_lines(_lines(_raw(source)), source, limit), source)
 
 
-def lines(source: str) -> list[bytes]:
-    """The rows of a source as they stand there, one line each: untouched for a file, as JSON for a hub id."""
-    if not source.startswith("wheel:") and _is_hub_id(source):
-        return [json.dumps(row, ensure_ascii=False, default=str).encode() for _, row in _hub(source, None)]
-    found = _raw(source).removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    return [line.rstrip(b"\r") for line in found if line.strip()]
+def read_with_lines(source: str) -> tuple[list[WhereRow], list[bytes]]:
+    """All rows of a source, and each as it stands there: untouched for a file, else as JSON.
+
+    The source is read once, so that both are of the same state of it, and it may be a pipe.
+
+    Raises:
+        DataError: as `read`.
+    """
+    if _is_table(source):
+        rows = read(source)
+        return rows, [json.dumps(row, ensure_ascii=False, default=str).encode() for _, row in rows]
+    lines = _lines(_raw(source))
+    return _some(_json_lines(lines, source, None), source), [line for _, line in lines]
 
 
 def raise_all(errors: list[DataError]) -> None:
@@ -60,6 +63,23 @@ def raise_all(errors: list[DataError]) -> None:
     if errors:
         more = "\n(there may be more; reading stopped here)" if len(errors) >= MAX_ERRORS else ""
         raise DataError("\n".join(map(str, errors)) + more)
+
+
+def _is_table(source: str) -> bool:
+    """Whether a source has rows and no text: a hub id, or problems to be made."""
+    if not source.strip():
+        raise DataError("data: the name is empty; name a JSONL file, or a hub id org/name[:config][@split]")
+    return source.startswith(gym.PREFIX) or (not source.startswith("wheel:") and _is_hub_id(source))
+
+
+def _table(source: str, limit: int | None) -> list[WhereRow]:
+    return gym.rows(source, limit) if source.startswith(gym.PREFIX) else _hub(source, limit)
+
+
+def _some(rows: list[WhereRow], source: str) -> list[WhereRow]:
+    if not rows:
+        raise DataError(f"{source}: no rows. Give a file with one JSON object a line.")
+    return rows
 
 
 def _is_hub_id(source: str) -> bool:
@@ -92,13 +112,17 @@ def _file_bytes(source: str) -> bytes:
         ) from error
 
 
-def _json_lines(raw: bytes, name: str, limit: int | None) -> list[WhereRow]:
+def _lines(raw: bytes) -> list[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers from 1."""
+    # Lines end at \n only: str.splitlines would also cut at U+2028 and the like inside a string.
+    found = enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1)
+    return [(number, line) for number, line in found if line.strip()]
+
+
+def _json_lines(lines: list[tuple[int, bytes]], name: str, limit: int | None) -> list[WhereRow]:
     rows: list[WhereRow] = []
     errors: list[DataError] = []
-    # Lines end at \n only: str.splitlines would also cut at U+2028 and the like inside a string.
-    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in lines:
         if len(errors) == MAX_ERRORS or (limit is not None and len(rows) >= limit):
             break
         try:

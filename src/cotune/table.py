@@ -12,7 +12,7 @@ from cotune.errors import DataError
 from cotune.records import Example, Metric
 from cotune.rows import Row, wrong
 
-METRICS = ("choice", "rouge_l", "exact_match")
+METRICS = ("choice", "rouge_l", "exact_match", "path_accuracy")
 
 
 class Task(Protocol):
@@ -33,13 +33,15 @@ class Task(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One example with its task, its place, the text that must stay on one side, and its partition key."""
+    """One example with its task, its place, the text that must stay on one side, its partition key, and the
+    value by which rows are held out."""
 
     example: Example
     task: str
     where: str
     passage: str
     key: str
+    kind: str = ""
 
 
 def load_task(name: str) -> Task:
@@ -61,7 +63,12 @@ def load_task(name: str) -> Task:
 
 
 def read_entries(
-    name: str, source: str, label: str, key: str | None = None, limit: int | None = None
+    name: str,
+    source: str,
+    label: str,
+    key: str | None = None,
+    limit: int | None = None,
+    kind: str | None = None,
 ) -> list[Entry]:
     """Every row of a source as an entry of task `name`.
 
@@ -71,6 +78,7 @@ def read_entries(
         label: rows without an id of their own are called `<label>-<index>`.
         key: the partition key: domain, task, or a field of the row (`meta.part` for a nested one).
         limit: rows to read; all by default.
+        kind: the key by whose value rows are held out, of the same form.
 
     Raises:
         DataError: up to `sources.MAX_ERRORS` malformed rows, each with its place and field.
@@ -83,6 +91,7 @@ def read_entries(
         try:
             example = task.example(row, where)
             value = "" if key is None else partition_key(key, name, example, row, where)
+            side = "" if kind is None else partition_key(kind, name, example, row, where, "held_out")
         except DataError as error:
             errors.append(error)
             if len(errors) == sources.MAX_ERRORS:
@@ -90,7 +99,7 @@ def read_entries(
             continue
         if not example.id:
             example = dataclasses.replace(example, id=f"{label}-{index}")
-        entries.append(Entry(example, name, where, passage(example.prompt), value))
+        entries.append(Entry(example, name, where, passage(example.prompt), value, side))
     sources.raise_all(errors)
     return entries
 
@@ -118,10 +127,13 @@ def refuse_repeated_ids(tables: Iterable[Sequence[Entry]]) -> None:
     sources.raise_all(errors)
 
 
-def partition_key(key: str, task: str, example: Example, row: Row, where: str) -> str:
-    """The value of a field of the row by which rows are dealt to clients.
+def partition_key(
+    key: str, task: str, example: Example, row: Row, where: str, named_by: str = "data.partition.key"
+) -> str:
+    """The value of a field of the row by which rows are dealt to clients, or held out.
 
-    Where a row has no field `domain` or `task` of its own, these words mean the task's.
+    Where a row has no field `domain` or `task` of its own, these words mean the task's. `named_by` is the
+    setting that names the field, for messages.
 
     Raises:
         DataError: the row has no such field, or it is no text or whole number.
@@ -133,7 +145,5 @@ def partition_key(key: str, task: str, example: Example, row: Row, where: str) -
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     if not isinstance(value, str | int) or not str(value).strip():
-        raise wrong(
-            where, key, value, "a string or whole number, because data.partition.key names this field"
-        )
+        raise wrong(where, key, value, f"a string or whole number, because {named_by} names this field")
     return str(value)

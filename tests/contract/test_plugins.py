@@ -31,8 +31,9 @@ def each(found):
     return pytest.mark.parametrize(("slot", "name"), found, ids=named(found))
 
 
-def names_of(slot):
-    return pytest.mark.parametrize("name", plugins.names(slot))
+def names_of(slot, kind=None):
+    found = [name for name in plugins.names(slot) if kind in (None, plugins.kind(slot, name))]
+    return pytest.mark.parametrize("name", found)
 
 
 @each(ALL)
@@ -103,7 +104,13 @@ def test_every_file_of_a_plugin_folder_is_found():
 
 
 @names_of("loss")
-def test_a_loss_is_finite_repeatable_and_leaves_its_arguments_alone(name):
+def test_a_loss_says_its_kind_and_says_it_without_being_imported(name):
+    assert plugins.kind("loss", name) == plugins.module("loss", name).KIND
+    assert plugins.kind("loss", name) in ("divergence", "preference")
+
+
+@names_of("loss", "divergence")
+def test_a_divergence_is_finite_repeatable_and_leaves_its_arguments_alone(name):
     loss = plugins.module("loss", name).loss
     rng = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(5, 30, generator=rng) for _ in range(2))
@@ -114,6 +121,21 @@ def test_a_loss_is_finite_repeatable_and_leaves_its_arguments_alone(name):
     assert torch.equal(found[0], found[1])
     assert torch.equal(student, before[0])
     assert torch.equal(teacher, before[1])
+
+
+@names_of("loss", "preference")
+def test_a_preference_loss_is_finite_falls_with_the_margin_and_leaves_its_arguments_alone(name):
+    module = plugins.module("loss", name)
+    rng = torch.Generator().manual_seed(0)
+    trained, reference = ((-300 * torch.rand(2, 9, generator=rng)).unbind() for _ in range(2))
+    before = [part.clone() for part in (*trained, *reference)]
+    found = [module.loss(trained, reference, 0.1) for _ in range(2)]
+    order = module.margin(trained, reference).argsort()
+    assert found[0].shape == (9,)
+    assert torch.isfinite(found[0]).all()
+    assert torch.equal(found[0], found[1])
+    assert (found[0][order].diff() <= 0).all()
+    assert all(torch.equal(old, part) for old, part in zip(before, (*trained, *reference), strict=True))
 
 
 @names_of("aggregator")
@@ -162,6 +184,22 @@ def test_a_loss_that_needs_all_logits_refuses_top_k_before_anything_is_trained(s
     with pytest.raises(ModelError, match=r"set strategy.top_k to null"):
         tiny.ready(small, tmp_path, strategy={"name": "fedcollm", "loss": loss, "top_k": 5})
     tiny.ready(small, tmp_path, strategy={"name": "fedcollm", "loss": loss})
+
+
+@names_of("loss", "preference")
+def test_a_preference_loss_is_refused_where_a_divergence_is_wanted(tmp_path, name):
+    with pytest.raises(ConfigError) as caught:
+        config.from_dict(tiny.raw_config(tmp_path) | {"strategy": {"name": "fedcollm", "loss": name}})
+    fitting = "forward_kl, jsd, reverse_kl"
+    expected = (
+        f"strategy.loss: {name!r} is of kind 'preference'; expected one of kind 'divergence': {fitting}."
+    )
+    assert expected in str(caught.value)
+
+
+def test_an_outside_loss_that_does_not_say_its_kind_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"strategy.loss: 'os.path' does not say its KIND; expected one of"):
+        config.from_dict(tiny.raw_config(tmp_path) | {"strategy": {"name": "fedcollm", "loss": "os.path"}})
 
 
 def test_an_unknown_loss_is_refused_before_anything_is_trained(small, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from cotune import plugins
 from cotune.data import load_examples
 from cotune.errors import DataError
+from cotune.reasoning import is_right, path_prompt, written
 from cotune.records import DELIMITER
 from cotune.rows import Row
 from cotune.table import METRICS, load_task
@@ -30,14 +31,20 @@ ROWS: Mapping[str, Row] = {
     "arc_challenge": QUESTION,
     "arc_easy": QUESTION,
     "commonsense_qa": QUESTION,
+    "dolly": {"instruction": "Name a colour.", "response": "Red.", "category": "general"},
+    "dss_cqa": QUESTION,
     "food": chat("Is the following string a food item or related to food? plum jam", "Yes"),
+    "gsm8k": {"question": "Kim has 2 pens and buys 3. How many are there?", "answer": "2 + 3 = 5\n#### 5"},
     "heart_disease": chat("Age: 33 years, Sex: Female, Serum cholesterol: 200 mg/dl", "1"),
     "instruction": {"instruction": "Name a colour.", "input": "", "output": "Red."},
     "multiple_choice": QUESTION,
     "naughty_strings": chat("Is this string malicious? a quiet tree", "No"),
     "openbookqa": QUESTION,
     "quartz": chat("The pot is on the fire. It gets\n\n A: warmer\n B: colder", "A"),
+    "short_answer": {"question": "Spell cat backward.", "answer": "tac"},
     "socialiqa": chat("Kim helped Lee. What is Lee? A: angry; B: asleep; C: grateful.", "C"),
+    "strategyqa": {"question": "Could a whale ride a tram?", "answer": False},
+    "svamp": {"question": "Lee ate 2 of 5 figs. How many are left?", "answer": 3},
     "tomi": chat(
         "The key is in the tin_box. Kim moved the key to the shoe. Where is the key really?",
         "shoe",
@@ -108,6 +115,15 @@ def test_every_field_that_is_needed_is_missed_by_name(name: str) -> None:
         row = {key: value for key, value in ROWS[name].items() if key != field}
         with pytest.raises(DataError, match=rf"mine\.jsonl:1: field '{field}'"):
             load_task(name).example(row, WHERE)
+
+
+@each_task
+def test_every_example_can_be_asked_for_a_path_and_the_written_one_is_right(name: str) -> None:
+    example = load_task(name).example(ROWS[name], WHERE)
+    assert path_prompt(example).startswith("Question: ")
+    assert path_prompt(example).endswith("\nReasoning:")
+    assert is_right(written("First this, then that.", example), example)
+    assert not is_right("First this, then that.", example)
 
 
 @each_task

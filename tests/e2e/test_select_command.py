@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 import cotune
 import tiny
-from cotune import cli
+from cotune import cli, coreset, readers
 from cotune.errors import ConfigError, CotuneError, DataError, ModelError
 
 INSTRUCTIONS = [
@@ -75,6 +76,31 @@ def test_from_python(small, data):
     assert scored.scores is not None
     assert np.isfinite(scored.scores).all()
     assert sorted(scored.indices) == list(range(len(INSTRUCTIONS)))
+
+
+@pytest.mark.parametrize(
+    ("method", "how", "expected"),
+    [
+        ("superfiltering", {}, ["gpt2"]),
+        ("superfiltering", {"model": "mine"}, ["mine"]),
+        ([{"name": "superfiltering", "model": "other"}], {"model": "mine"}, ["other"]),
+        ("cherry", {}, ["smollm2-135m"]),
+        ("cherry,superfiltering", {"model": "mine"}, ["mine"]),
+        ("random_subset", {"model": "mine"}, []),
+    ],
+)
+def test_a_named_model_wins_over_the_one_a_method_names_by_default(
+    small, data, monkeypatch, method, how, expected
+):
+    asked: list[str] = []
+
+    def resolve(name, **_):
+        asked.append(name)
+        return small / "slm"
+
+    monkeypatch.setattr(readers.zoo, "resolve", resolve)
+    cotune.select(data, method, keep=1.0, **how)
+    assert asked == expected
 
 
 def test_the_same_seed_gives_the_same_choice(small, data):
@@ -166,3 +192,46 @@ def test_features_that_are_not_finite_are_refused(small, data, monkeypatch):
     monkeypatch.setattr(embed, "_standard", lambda states: standard(states) * np.nan)
     with pytest.raises(DataError, match="not finite"):
         cotune.select(data, [{"name": "fedhds", "seed": 99}], model=str(small / "slm"))
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("fedhds", {"reading", "grouping", "counting tokens"}),
+        ("zip", {"compressing"}),
+        ("density", {"hashing"}),
+    ],
+)
+def test_every_long_step_says_what_it_is_and_how_far(small, data, monkeypatch, tmp_path, method, expected):
+    monkeypatch.setenv("COTUNE_CACHE", str(tmp_path / "cache"))  # so that there is something to read
+    told = []
+    asked = coreset.Question(str(data), [{"name": method}], model=str(small / "slm"), partition="iid:3")
+    coreset.choose(asked, lambda _: None, lambda *at: told.append(at))
+    assert expected | {"reading rows", "drawing"} <= {what for what, _, _ in told}
+    for what in expected | {"drawing"}:
+        shares = [done / total for said, done, total in told if said == what]
+        assert shares == sorted(shares)
+        assert shares[-1] == 1
+
+
+def test_rows_come_out_byte_for_byte_even_of_a_pipe(small, tmp_path):
+    raw = b'{"instruction" : "a", "output":"\\u00e9"}\r\n  {"output":"d" ,"instruction":"c"}  \n'
+    ends = os.pipe()
+    os.write(ends[1], raw)
+    os.close(ends[1])
+    cotune.select(f"/dev/fd/{ends[0]}", "random_subset", keep=1.0, out=tmp_path / "out")
+    os.close(ends[0])
+    chosen = (tmp_path / "out" / "coreset.jsonl").read_bytes()
+    assert sorted(chosen.split(b"\n")) == sorted(raw.split(b"\n"))
+
+
+def test_a_dirichlet_partition_with_nothing_to_mix_is_told(ask, tmp_path):
+    split = ("--method", "random_subset", "--partition", "dirichlet:0.5:task", "--clients", "2")
+    done = ask(*split)
+    assert done.exit_code == 0
+    said = " ".join(done.stderr.split())
+    assert "deals by 'task', which is 'instruction' in all 42 rows" in said
+    (note,) = json.loads((tmp_path / "out" / "selection.json").read_text())["notes"]
+    assert "Name a field with several values" in note
+    mixed = ask("--method", "random_subset", "--partition", "dirichlet:5", "--clients", "2", out="mixed")
+    assert "deals by" not in mixed.stderr

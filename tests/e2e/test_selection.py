@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import tiny
-from cotune import plugins, report
+from cotune import plugins, report, session
 from cotune.models.lora import load_peft
+from cotune.records import Failure
 
 SELECTORS = plugins.names("selector")
 OPTIONS = {
@@ -84,6 +85,43 @@ def test_a_resumed_run_uses_what_was_chosen_before(small, tmp_path):
     assert tiny.adapter_bytes(tmp_path / "whole") == tiny.adapter_bytes(tmp_path / "part")
 
 
+class Lossy:
+    """Loses what the second client says it has chosen in round 1."""
+
+    def __init__(self, inner):
+        self.inner, self.clients = inner, inner.clients
+
+    def send(self, messages):
+        for outcome, down, up in self.inner.send(messages):
+            is_lost = outcome.action.endswith("pick") and outcome.round == 1
+            is_lost = is_lost and outcome.client == self.clients()[1]
+            yield (Failure(outcome.client, 1, "late", "by plan") if is_lost else outcome), down, up
+
+
+def test_a_client_that_was_late_for_the_only_choice_trains_later_also_after_resuming(small, tmp_path):
+    once = {"name": "random_subset", "keep": 0.4, "every": 0}
+
+    def run(out):
+        out.mkdir(exist_ok=True)
+        changes = {"strategy": "fedavg", "selector": once, "runtime__keep_checkpoints": 9}
+        ready = tiny.ready(small, out, rounds=3, **changes)
+        ready.federation.transport = Lossy(ready.federation.transport)
+        return session.run(ready, out)
+
+    found = run(tmp_path / "whole")
+    lines = [line["selection"] for line in report.read_rounds(tmp_path / "whole")[1:]]
+    late = lines[0]["sat_out"]
+    assert [line["sat_out"] for line in lines] == [late, [], []]
+    assert [line.get("counts", {}).keys() == set(late) for line in lines] == [False, True, False]
+    assert all(row["chosen"] > 0 for row in found["selection"]["clients"].values())
+    run(tmp_path / "part")
+    for path in sorted((tmp_path / "part" / "checkpoints").iterdir())[2:]:  # those of rounds 0 and 1 stay
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = run(tmp_path / "part")
+    assert stable(found)["selection"] == stable(again)["selection"]
+    assert tiny.adapter_bytes(tmp_path / "whole") == tiny.adapter_bytes(tmp_path / "part")
+
+
 def test_the_second_selector_chooses_from_what_the_first_left(small, tmp_path):
     chain = [{"name": "random_subset", "keep": 0.5}, {"name": "random_subset", "keep": 0.5}]
     found = tiny.run(small, tmp_path / "run", strategy="fedavg", selector=chain)
@@ -111,3 +149,20 @@ def test_a_run_without_selection_says_nothing_of_it(small, tmp_path):
     tiny.run(small, tmp_path / "run", strategy="fedavg")
     assert "selection" not in json.loads((tmp_path / "run" / "results.json").read_text())
     assert all("selection" not in line for line in report.read_rounds(tmp_path / "run"))
+
+
+def test_examples_longer_than_the_reader_reads_are_counted_and_told(small, tmp_path):
+    """The smallest text has some 15 tokens; a model of 8 positions cuts every one."""
+    short = tiny.write_model(tmp_path / "short", max_position_embeddings=8)
+    method = {"name": "fedhds", "model": str(short), "every": 0}
+    found = tiny.run(small, tmp_path / "run", strategy="fedavg", selector=method)
+    lines = [line["selection"] for line in report.read_rounds(tmp_path / "run")[1:]]
+    num_examples = sum(row["total"] for row in found["selection"]["clients"].values())
+    assert [line["cut"] for line in lines] == [num_examples] * len(lines)
+    assert found["selection"]["cut"] == num_examples
+    assert found["selection"]["num_clients"] == len(found["selection"]["clients"])
+    (tmp_path / "run" / "config.yaml").write_text("seed: 7\n")
+    page = report.render(tmp_path / "run").read_text(encoding="utf-8")
+    assert f"{num_examples} examples were longer than the model" in page
+    whole = tiny.run(small, tmp_path / "whole", strategy="fedavg", selector="random_subset")
+    assert whole["selection"]["cut"] == 0

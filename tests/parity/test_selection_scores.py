@@ -118,14 +118,16 @@ def test_feddqc_trains_on_disjoint_stages_that_cover_what_its_filter_leaves():
     selector = plugins.load("selector", "feddqc", {}, parts=SelectorParts(lambda _: reader, rounds))
     ira = scored("ira", rows, reader)
     used: list[int] = []
+    by_round: dict[int, np.ndarray] = {}
     for index in range(1, rounds + 1):
         now = Round(index, rounds, 1, ("a",))
         if selector.is_due(now):
-            person = Client("a", rows, now, used=frozenset(used))
+            person = Client("a", rows, now, used=dict(by_round))
             (reply,) = selector.client_step("pick", [Given(None, {})], [person])
             assert not set(reply.chosen) & set(used)
             assert reply.facts == {"selected": len(reply.chosen), "total": 40}
             used += reply.chosen
+            by_round[index] = np.array(reply.chosen, np.int64)
     passed = np.flatnonzero(ira >= 0)
     assert 0 < len(passed) < 40
     assert used == passed[np.argsort(-ira[passed], kind="stable")].tolist()

@@ -303,3 +303,69 @@ def test_ten_thousand_clients_cost_little(tmp_path: Path) -> None:
     assert min(dataset.num_train(client) for client in dataset.clients) == 1
     owned = {part.base.nbytes if part.base is not None else part.nbytes for part in dataset.parts.values()}
     assert owned == {11_900 * 8}  # views of one array
+
+
+KINDS = [
+    {"instruction": f"do {i}", "output": "x", "category": ["sum", "qa", "chat"][i % 3]} for i in range(30)
+]
+
+
+def kinds(tmp_path: Path, **source: Any) -> data.Dataset:
+    path = write(tmp_path / "kinds.jsonl", KINDS)
+    return load(IID, {"task": "instruction", "data": path, **source})
+
+
+def test_rows_of_one_kind_are_held_out(tmp_path: Path) -> None:
+    found = kinds(tmp_path, held_out=" category = sum ")
+    test, public, private = prompts(found)
+    assert len(test) == 10
+    assert len(private) == 20
+    assert not public
+    assert {int(e.id.rpartition("-")[2]) % 3 for e in found.test["instruction"]} == {0}
+    assert {int(e.id.rpartition("-")[2]) % 3 for e in found.pool} == {1, 2}
+    some = kinds(tmp_path, held_out="category=sum", test_rows=4, public_rows=5)
+    assert {e.id for e in some.test["instruction"]} < {e.id for e in found.test["instruction"]}
+    assert [len(part) for part in prompts(some)] == [4, 5, 15]
+
+
+def test_held_out_rows_go_before_those_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cotune.tasks import instruction
+
+    monkeypatch.setattr(instruction, "SOURCE", write(tmp_path / "kinds.jsonl", KINDS))
+    monkeypatch.setattr(instruction, "TEST_SOURCE", "nowhere.jsonl")
+    found = load(IID, {"task": "instruction", "held_out": "category=qa"})
+    assert len(found.test["instruction"]) == 10
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ({"held_out": "category"}, r"sources\.0\.held_out: got 'category'; expected KEY=VALUE"),
+        ({"held_out": "=sum"}, r"sources\.0\.held_out: got '=sum'; expected KEY=VALUE"),
+        (
+            {"held_out": "category=summ"},
+            r"no row has 'summ'; expected one of 'chat', 'qa', 'sum'\. Did you mean",
+        ),
+        ({"held_out": "kind=sum"}, r"kinds\.jsonl:1: field 'kind': got null; .*because held_out names this"),
+        ({"held_out": "task=instruction"}, r"no rows are left for the clients.*held_out"),
+        (
+            {"held_out": "category=sum", "test_rows": 11},
+            r"test_rows asks for 11 rows, the held-out data has 10",
+        ),
+        ({"held_out": "category=sum", "test_data": "x.jsonl"}, r"both held_out .* and test_data .*x\.jsonl"),
+    ],
+)
+def test_what_cannot_be_held_out_is_refused(tmp_path: Path, source: Mapping[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        kinds(tmp_path, **source)
+
+
+def test_a_dirichlet_partition_with_nothing_to_mix_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "kinds.jsonl", KINDS)
+    source = {"task": "instruction", "data": path, "test_rows": 0}
+    (note,) = load({"name": "dirichlet", "clients": 2, "key": "task"}, source).notes
+    assert "deals by 'task', which is 'instruction' in all 30 rows" in note
+    assert "Name a field with several values" in note
+    assert load({"name": "dirichlet", "clients": 2, "key": "category"}, source).notes == ()
+    assert load({"name": "dirichlet", "clients": 1, "key": "task"}, source).notes == ()
+    assert load(IID, source).notes == ()

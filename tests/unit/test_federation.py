@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
+from itertools import permutations
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import pytest
 from cotune import outcomes
 from cotune.aggregators.mean import Mean
 from cotune.errors import WireError
-from cotune.federation import Federation, check_reply
+from cotune.federation import Federation, check_reply, in_order
 from cotune.protocols import Gathered, State
 from cotune.records import Adapter, Event, Failure, Message, Round, adapter_header
 from cotune.strategies import centralized
@@ -112,6 +115,55 @@ def test_the_order_of_replies_does_not_matter():
         gathered = Federation(transport, Mean(), lambda _: None).gather("tune", ADAPTER, ROUND)
         found.append((gathered.adapter.arrays["a"].tobytes(), gathered.sums))
     assert found[0] == found[1] == found[2]
+
+
+def test_replies_are_folded_as_they_come_and_then_let_go():
+    names, alive = tuple(f"c{i:02}" for i in range(20)), []
+
+    class Watched(Scripted):
+        def send(self, messages):
+            seen: list[weakref.ref[Any]] = []
+            for outcome in super().send(messages):
+                seen.append(weakref.ref(outcome[0].arrays["a"]))
+                alive.append(sum(one() is not None for one in seen))
+                yield outcome
+
+    network = Federation(Watched(names, lambda m: [reply_to(m, loss=1.0)]), Mean(), lambda _: None)
+    found = network.gather("tune", ADAPTER, replace(ROUND, cohort=names))
+    assert (found.num_replies, found.sums) == (20, {"loss": 20.0})
+    assert max(alive) <= 4
+
+
+def test_a_reply_is_held_only_until_those_before_it_have_come_or_failed():
+    pulled: list[str] = []
+
+    def outcomes():
+        for outcome in (replace(GOOD, client="cid"), Failure("bob", 3, "late", ""), GOOD, "the end"):
+            pulled.append(getattr(outcome, "client", "the end"))
+            if outcome != "the end":
+                yield outcome
+
+    found = [(reply.client, tuple(pulled)) for reply in in_order(outcomes(), NAMES)]
+    assert found == [("ann", ("cid", "bob", "ann")), ("cid", ("cid", "bob", "ann"))]
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4))))
+def test_replies_pass_sorted_whatever_comes_when(order):
+    came = [replace(GOOD, client="cid"), Failure("bob", 3, "late", ""), GOOD, Failure("cid", 3, "late", "")]
+    found = in_order([came[i] for i in order], (*NAMES, "dan"))
+    assert [reply.client for reply in found] == ["ann", "cid"]
+
+
+def test_nobody_answers_and_nothing_is_folded():
+    class Strict(Mean):
+        def fold(self, updates):
+            found = list(updates)
+            assert found, "the protocol promises at least one"
+            return super().fold(found)
+
+    for answer in (lambda m: [], lambda m: [reply_to(m, float("nan"))]):
+        found = Federation(Scripted(NAMES, answer), Strict(), lambda _: None).gather("tune", ADAPTER, ROUND)
+        assert found == Gathered(None, {}, 0)
 
 
 def test_asked_replies_come_sorted_and_in_the_clear():

@@ -277,3 +277,17 @@ def test_nearest_centres_of_two_clients_agree_on_the_topic():
 
     assert agreement("shared_basis") >= 0.95
     assert agreement("paper") < 0.6
+
+
+def test_grouping_is_told_as_examples_of_all_clients():
+    told = []
+    parts = SelectorParts(lambda _: FakeReader(), 3, lambda *at: told.append(at))
+    selector = fedhds.build(fedhds.Config(), parts)
+    clients = {"ann": examples(range(4)), "bob": examples(range(2)), "eve": ()}
+    now = Round(1, 3, 7, tuple(clients))
+    selector.server_select(State(), now, Network(selector, clients, now))
+    grouped = [(done, total) for what, done, total in told if what == "grouping"]
+    assert grouped == sorted(grouped)
+    assert grouped[0] == (0, 36)
+    assert {(24, 36), (36, 36)} <= set(grouped)
+    assert [what for what, _, _ in told][-1] == "grouping centres"

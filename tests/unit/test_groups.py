@@ -97,3 +97,14 @@ def test_no_cell_has_more_points_than_are_clustered_in_one_go(monkeypatch):
     groups.density_groups(np.random.default_rng(0).normal(size=(2000, 4)), 2, seed=0)
     assert max(sizes) <= 300
     assert sum(sizes) == 2000
+
+
+def test_progress_is_told_at_the_start_and_after_each_cell(monkeypatch):
+    monkeypatch.setattr(groups, "CELL", 300)
+    told = []
+    points = np.random.default_rng(0).normal(size=(1000, 4))
+    groups.density_groups(points, 2, 0, lambda *at: told.append(at))
+    assert told[0] == (0, 1000)
+    assert told[-1] == (1000, 1000)
+    assert len(told) > 4
+    assert told == sorted(told)

@@ -99,7 +99,7 @@ def host(tmp_path, strategy, evaluate=lambda adapter, held_out: {}) -> Host:
     dataset = SimpleNamespace(
         clients=("ann", "bob"), train=lambda c: (c,), held_out=lambda c: {"task": c}, own_test=None
     )
-    return Host(dataset, (strategy, ()), evaluate, Store(tmp_path), (7, 5))
+    return Host(dataset, (strategy, (), None), evaluate, Store(tmp_path), (7, 5))
 
 
 def message(client: str, given: Adapter | None = None, action: str = "tune", index: int = 2) -> Message:

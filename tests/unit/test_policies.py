@@ -24,7 +24,9 @@ DISTINCT = st.lists(st.floats(-1e6, 1e6), max_size=50, unique=True).map(
 
 
 def stage(round: int = 1, num_rounds: int = 1, used: Any = (), seed: int = 0) -> Stage:
-    return Stage(round, num_rounds, np.random.default_rng(seed), frozenset(used))
+    """`used` are rows by the round in which they were chosen."""
+    used = {index: np.array(rows, np.int64) for index, rows in dict(used).items()}
+    return Stage(round, num_rounds, np.random.default_rng(seed), used)
 
 
 def chosen(name: str, scores: Any, now: Stage | None = None, **options: Any) -> Any:
@@ -127,19 +129,37 @@ def test_stages_are_disjoint_and_cover_everything(number, rounds, stages, seed):
     rng = np.random.default_rng(seed)
     policy = plugins.load("policy", "staged", {"stages": stages})
     used: list[int] = []
+    by_round: dict[int, Any] = {}
     sizes = []
     for round in range(1, rounds + 1):
         if policy.due(round, rounds):
             scores = rng.standard_normal(number)  # scored anew by a model that has changed
-            rows = policy.choose(scores, stage(round, rounds, used))
+            rows = policy.choose(scores, stage(round, rounds, by_round))
             assert not set(rows) & set(used)
             left = sorted(set(range(number)) - set(used) - set(rows.tolist()))
             assert not left or not len(rows) or scores[rows].min() >= scores[left].max()
             used += rows.tolist()
+            by_round[round] = rows
             sizes.append(len(rows))
     assert sorted(used) == list(range(number))
     assert len(sizes) == min(stages, rounds)
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_stage_that_chooses_again_has_used_only_what_stages_before_it_chose_last():
+    """Four rounds, two stages; a selector before this one changes the pool in each round."""
+    scores = np.arange(8.0)
+    first, again = {1: [7, 6, 5, 4]}, {1: [7, 6, 5, 4], 2: [7, 6, 1, 0]}
+    assert chosen("staged", scores, stage(1, 4), stages=2).tolist() == [7, 6, 5, 4]
+    assert chosen("staged", scores, stage(2, 4, first), stages=2).tolist() == [7, 6, 5, 4]
+    assert chosen("staged", scores, stage(3, 4, again), stages=2).tolist() == [5, 4, 3, 2]
+    assert chosen("staged", scores, stage(4, 4, {**again, 3: [5, 4, 3, 2]}), stages=2).tolist() == [
+        5,
+        4,
+        3,
+        2,
+    ]
+    assert chosen("staged", scores, stage(4, 4), stages=2).tolist() == [7, 6, 5, 4, 3, 2, 1, 0]
 
 
 def test_every_stage_has_its_share_of_the_rounds():

@@ -59,11 +59,9 @@ def made(models: Models | None = None, **recipe: Any) -> Scored:
     return Scored(Recipe(**recipe), SelectorParts(models or Models(), 4))
 
 
-def client(
-    name: str, numbers: Sequence[int], round: int = 1, used: Any = (), completion: str = "a"
-) -> Client:
+def client(name: str, numbers: Sequence[int], round: int = 1, completion: str = "a") -> Client:
     examples = [Example(id=f"{name}{n}", prompt=f"q{n}", completion=completion) for n in numbers]
-    return Client(name, examples, Round(round, 4, 3, (name,)), used=frozenset(used))
+    return Client(name, examples, Round(round, 4, 3, (name,)))
 
 
 class Wire:
@@ -124,7 +122,7 @@ def test_used_rows_are_those_of_the_client_also_behind_another_policy(numbers, u
     scores = np.array(numbers, np.float64)
     policies = [plugins.load("policy", "floor", {"at": 50}), plugins.load("policy", "staged", {"stages": 2})]
     rng = np.random.default_rng(0)
-    rows = scored.chain(policies, scores, Stage(2, 2, rng, frozenset(used))).tolist()
+    rows = scored.chain(policies, scores, Stage(2, 2, rng, {1: np.array(sorted(used), np.int64)})).tolist()
     assert set(rows) == {row for row, score in enumerate(numbers) if score >= 50 and row not in used}
 
 
@@ -158,6 +156,7 @@ def test_a_score_with_sums_reaches_the_clients_as_their_exact_sum_under_the_bare
     assert (share, pick) == ("share", "pick")
     assert not template.arrays["counts"].any()
     assert total.base == template.base == "score:density"
+    assert set(total.arrays) == {"counts"}
     whole = plugins.load("score", "density", options).share(
         [scored.Pool([e for p in people for e in p.examples], np.random.default_rng(0))], FakeReader("x")
     )
@@ -169,6 +168,30 @@ def test_a_score_with_sums_reaches_the_clients_as_their_exact_sum_under_the_bare
 def test_sums_of_whole_numbers_survive_their_mean(parts):
     found = scored.summed({"x": np.mean(np.array(parts, np.float64), axis=0)}, len(parts))
     assert np.array_equal(found["x"], np.array(parts).sum(axis=0))
+
+
+def digits(*fingerprints: str) -> Any:
+    return sum(scored.fingerprint_digits(fingerprint) for fingerprint in fingerprints)
+
+
+@given(st.lists(st.text(max_size=5), min_size=1, max_size=9))
+def test_models_are_accepted_if_and_only_if_all_are_the_same(fingerprints):
+    if len(set(fingerprints)) == 1:
+        scored.refuse_other_models(digits(*fingerprints), Recipe("density"))
+    else:
+        with pytest.raises(RunError, match=f"of {len(fingerprints)} clients at least"):
+            scored.refuse_other_models(digits(*fingerprints), Recipe("density"))
+
+
+def test_a_refused_sum_says_how_many_differ_and_what_helps():
+    with pytest.raises(RunError, match=r"'density': of 5 clients at least 2 .*Give every client the same"):
+        scored.refuse_other_models(digits("a", "a", "b", "a", "b"), Recipe("density"))
+
+
+def test_of_a_fingerprint_only_whole_numbers_that_add_up_are_sent():
+    found = digits("mine", "mine", "mine")
+    assert found.shape == (8, 16)
+    assert np.array_equal(np.sort(found, axis=1), [[0] * 15 + [3]] * 8)
 
 
 def test_without_enough_replies_nobody_picks():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -207,6 +208,31 @@ def test_the_sum_of_sketches_is_the_sketch_of_all(cuts, seed):
     assert np.array_equal(np.concatenate(apart), score.score([points_pool(range(60))], reader, shared)[0])
 
 
+def test_a_sketch_of_more_points_than_are_hashed_at_once_is_the_sum_of_its_parts():
+    number = 2 * density.BLOCK + 7
+    reader = Points(clusters([number], dimensions=3))
+    score = plugins.load("score", "density", {"tables": 2, "buckets": 16})
+    whole = score.share([points_pool(range(number))], reader)[0]["counts"]
+    parts = score.share([points_pool(rows) for rows in np.array_split(np.arange(number), 20)], reader)
+    assert np.array_equal(whole, sum(part["counts"] for part in parts))
+    scores = one_score(score, points_pool(range(number)), reader)
+    assert scores.shape == (number,)
+    assert np.isfinite(scores).all()
+
+
+def test_the_memory_of_a_sketch_does_not_grow_with_the_tables_of_every_example():
+    """10,000 examples in 512 tables would be 41 MB, and several times that while they are counted."""
+    mine, reader = points_pool(range(10_000)), Points(np.random.default_rng(0).standard_normal((10_000, 4)))
+    score = plugins.load("score", "density", {})
+    tracemalloc.start()
+    try:
+        score.score([mine], reader, score.share([mine], reader)[0])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 60e6
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.1])
 def test_the_sketch_ranks_points_as_the_exact_kernel_does(scale):
     points = clusters([400, 250, 150, 100, 60, 40])
@@ -308,3 +334,30 @@ def test_zip_scales_its_stages_to_the_budget():
     assert zipped.sizes(zipped.Config(), 7) == (50, 2, 1)
     assert zipped.sizes(zipped.Config(), 10_000) == (5000, 200, 100)
     assert zipped.sizes(zipped.Config(k1=10, k2=2, k3=5), 100) == (10, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "what"),
+    [
+        ("zip", {"keep": 0.5}, {"compressing"}),
+        ("density", {}, {"hashing", "comparing"}),
+        ("density", {"method": "exact"}, {"comparing"}),
+    ],
+)
+def test_a_long_score_tells_how_far_it_is_among_all_pools(monkeypatch, name, options, what):
+    monkeypatch.setattr(density, "BLOCK", 4)
+    told: list[tuple[str, int, int]] = []
+    score, rows = plugins.load("score", name, options), texts(30)
+    quiet, reader = [pool(rows[:12]), pool([]), pool(rows[12:])], FakeReader()
+    pools = [replace(each, progress=lambda *at: told.append(at)) for each in quiet]
+    shares = score.share(pools, reader)
+    total = {key: sum(share[key] for share in shares) for key in score.template()}
+    found = score.score(pools, reader, total)
+    assert {said for said, _, _ in told} == what
+    for one in what:
+        done = [at for said, at, of in told if said == one and of == 30]
+        assert len(done) > 4
+        assert done == sorted(done)
+        assert done[-1] == 30
+    silent = score.score(quiet, reader, total)
+    assert all(np.array_equal(a, b) for a, b in zip(found, silent, strict=True))

@@ -35,6 +35,8 @@ def selection(clients: int = 3, **more: Any) -> dict[str, Any]:
         "crossed": [
             {"action": "propose", "verb": "ask", "what": "centroids and group numbers", "bytes": 5_200}
         ],
+        "num_clients": clients,
+        "cut": 0,
         "notes": ["Centroids carry noise."],
     } | more
 
@@ -166,9 +168,27 @@ def test_many_clients_are_collapsed(tmp_path: Path) -> None:
 
 
 def test_at_most_a_thousand_clients_are_listed(tmp_path: Path) -> None:
-    found = values(selection(1003))
-    assert len(found["rows"]) == 1000
-    assert "3 more clients are in results.json" in page(tmp_path, {"selection": selection(1003)}, [])
+    assert len(values(selection(1003))["rows"]) == 1000
+    for name, chosen in (("old", selection(1003)), ("new", selection(1000, num_clients=1003))):
+        (tmp_path / name).mkdir()
+        text = Tags(page(tmp_path / name, {"selection": chosen}, [])).text
+        for words in (
+            "Share of each client (first 1,000 of 1,003 clients)",
+            "These are the first 1,000 of 1,003 clients; rounds.jsonl has them all.",
+            "Of the first 1,000 of 1,003 clients, each used between 0% and",
+        ):
+            assert words in text, words
+    assert values(selection(1000, num_clients=1000))["listed"] == ""
+
+
+@pytest.mark.parametrize(
+    ("cut", "words"), [(0, ""), (None, ""), (1, "1 example was longer than"), (1200, "1,200 examples were")]
+)
+def test_examples_longer_than_the_model_reads_are_told(tmp_path: Path, cut: int | None, words: str) -> None:
+    found = values(selection(cut=cut))["cut"]
+    assert bool(found) == bool(words)
+    assert words in found
+    assert found in Tags(page(tmp_path, {"selection": selection(cut=cut)}, [])).text
 
 
 def test_nothing_crossed_is_said() -> None:

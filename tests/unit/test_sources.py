@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import sys
 import types
 import zipfile
@@ -146,3 +147,29 @@ def test_an_existing_file_is_read_even_if_it_looks_like_a_hub_id(
 def test_an_empty_name_is_refused() -> None:
     with pytest.raises(DataError, match="name a JSONL file"):
         sources.read("")
+
+
+def test_lines_come_with_the_rows_as_they_stand_there(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", '\ufeff{"a" :1}\r\n\n  {"a":  2} \n{"a": 3}')
+    rows, lines = sources.read_with_lines(source)
+    assert rows == sources.read(source)
+    assert lines == [b'{"a" :1}\r', b'  {"a":  2} ', b'{"a": 3}']
+
+
+def test_rows_and_lines_come_out_of_one_reading(tmp_path: Path) -> None:
+    """A pipe can be read only once, and a file may change between two readings."""
+    ends = os.pipe()
+    os.write(ends[1], b'{"a": 1}\n{"a": 2}\n')
+    os.close(ends[1])
+    rows, lines = sources.read_with_lines(f"/dev/fd/{ends[0]}")
+    os.close(ends[0])
+    assert [row for _, row in rows] == [{"a": 1}, {"a": 2}]
+    assert lines == [b'{"a": 1}', b'{"a": 2}']
+
+
+def test_rows_of_a_hub_are_written_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_hub(monkeypatch, [{"a": "\u00e9"}])
+    rows, lines = sources.read_with_lines("org/name")
+    assert rows == [("org/name[0]", {"a": "\u00e9"})]
+    assert lines == ['{"a": "\u00e9"}'.encode()]
+    assert len(calls) == 1

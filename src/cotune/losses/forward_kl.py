@@ -11,6 +11,8 @@ from torch import Tensor
 from cotune.errors import ModelError
 from cotune.records import DenseLogits, Signal, TopKLogits
 
+KIND = "divergence"
+
 
 def loss(student: Tensor, teacher: Signal, temperature: float = 1.0) -> Tensor:
     """Divergence of each position, [positions].

@@ -13,6 +13,8 @@ from torch import Tensor
 from cotune.errors import ModelError
 from cotune.records import DenseLogits, Signal
 
+KIND = "divergence"
+
 
 def loss(student: Tensor, teacher: Signal, temperature: float = 1.0) -> Tensor:
     """Divergence of each position, [positions], from logits [positions, vocabulary]; dense teachers only."""

@@ -6,6 +6,8 @@ is ever kept.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,6 +224,13 @@ def pick_device(name: str) -> torch.device:
         raise ModelError(
             f"runtime.device: {name!r} is not usable here ({error}). Use auto or cpu."
         ) from error
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """8 hex digits that name what a tokenizer does, for the keys of what is kept on disk."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
 def check_vocabularies(llm: CausalLM, slm: CausalLM) -> None:

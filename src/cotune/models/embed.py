@@ -111,8 +111,9 @@ def encoder_limit(model: Any, tokenizer: Any) -> int:
 def shared_basis(num_features: int, dimensions: int, seed: int) -> Floats:
     """The shared basis R, [features, dimensions]: Gaussian, the same wherever the seed is the same.
 
-    Its scale keeps lengths: features of deviation 1 become coordinates of deviation 1.
+    Its scale keeps lengths: features of deviation 1 become coordinates of deviation 1. Directions are drawn
+    one after the other, so that a narrower basis of the same seed is the beginning of a wider one.
     """
-    drawn = np.random.Generator(np.random.Philox(seed)).standard_normal((num_features, dimensions))
-    found: Floats = (drawn / np.sqrt(num_features)).astype(np.float32)
+    drawn = np.random.Generator(np.random.Philox(seed)).standard_normal((dimensions, num_features))
+    found: Floats = np.ascontiguousarray(drawn.T / np.sqrt(num_features), np.float32)
     return found

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cotune.records import DenseLogits, Signal, TopKLogits
 
@@ -55,6 +55,50 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> Any:
         return None, None, *(outer[0] * grad for grad in ctx.saved_tensors)
+
+
+def token_log_probs(
+    project: Callable[[Tensor], Tensor], hidden: Tensor, target: Tensor, vocab_size: int
+) -> Tensor:
+    """Log-probability of each target, [positions], differentiable in the hidden states.
+
+    A position's value depends on its own hidden state alone, so its gradient is taken at once and multiplied
+    later by whatever the loss makes of the value. So a loss may need sums over all positions, and still every
+    position meets the head once.
+
+    Args:
+        project: hidden states [chunk, width] to logits [chunk, vocabulary].
+        hidden: [positions, width].
+        target: next tokens, [positions].
+        vocab_size: sets the size of a chunk.
+    """
+    size = max(1, LOGITS_PER_CHUNK // vocab_size)
+    out: Tensor = _TokenLogProbs.apply(project, size, hidden, target)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, project: Callable[[Tensor], Tensor], size: int, hidden: Tensor, target: Tensor
+    ) -> Tensor:
+        grad = torch.zeros_like(hidden)
+        kind = torch.promote_types(hidden.dtype, torch.float32)
+        values = torch.zeros(hidden.shape[0], dtype=kind, device=hidden.device)
+        for start in range(0, hidden.shape[0], size):
+            part = slice(start, start + size)
+            leaf = hidden[part].detach().requires_grad_()
+            with torch.enable_grad():
+                found = -nn.functional.cross_entropy(project(leaf), target[part], reduction="none")
+                [grad[part]] = torch.autograd.grad(found.sum(), leaf)
+            values[part] = found.detach()
+        ctx.save_for_backward(grad)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        [grad] = ctx.saved_tensors
+        return None, None, outer[0].to(grad.dtype)[:, None] * grad, None
 
 
 def signal(logits: Tensor, temperature: float, top_k: int | None = None) -> Signal:

@@ -48,6 +48,11 @@ class Learner:
         order = batch_order(lengths, wanted, self.config.batch_size, rng)
         return [[examples[i] for i in batch] for batch in order]
 
+    def prepared(self, jobs: Sequence[TuneJob], epochs: float) -> list[Tuned]:
+        """As `tune`, with so many passes."""
+        config = self.config.model_copy(update={"epochs": epochs})
+        return tune(self.lm, self.stack, jobs, config, self.limit, self.tick)
+
     def tune(self, jobs: Sequence[TuneJob]) -> list[Tuned]:
         """Train the adapters of several jobs (see `cotune.models.tune`)."""
         return tune(self.lm, self.stack, jobs, self.config, self.limit, self.tick)

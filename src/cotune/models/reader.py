@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cotune.errors import ModelError
-from cotune.models.causal_lm import CausalLM
+from cotune.models.causal_lm import CausalLM, tokenizer_digest
 from cotune.models.embed import (
     Part,
     encoder_limit,
@@ -29,6 +28,10 @@ from cotune.records import Adapter
 Floats = npt.NDArray[np.float32]
 Tick = Callable[[int, int], None]
 """Told how much is read, of how much: characters or pairs of texts."""
+
+WIDE = 128
+"""Directions of the shared basis that are computed and kept, however few are asked for: what was read for one
+selector serves another one that asks for more or fewer."""
 
 
 class Source(Protocol):
@@ -111,11 +114,7 @@ class ModelReader:
     _identity: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
-        tokenizer = self.source.tokenizer
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-        digest = hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-        self._identity = f"{self.source.fingerprint}-{digest}"
+        self._identity = f"{self.source.fingerprint}-{tokenizer_digest(self.source.tokenizer)}"
 
     @property
     def num_cut(self) -> int:
@@ -135,9 +134,7 @@ class ModelReader:
                 raise ModelError("a frozen model was given an adapter to read with")
             return
         stack.load([adapter] if adapter else [])
-        self._is_bare = adapter is None or not any(
-            array.any() for name, array in adapter.arrays.items() if "lora_B" in name
-        )
+        self._is_bare = adapter is None or adapter.is_neutral
 
     def log_probs(self, pairs: Sequence[tuple[str, str]]) -> Scores:
         """Log-probability of each target after its context."""
@@ -154,10 +151,18 @@ class ModelReader:
         return tokenized(self.source.tokenizer, texts)
 
     def features(self, texts: Sequence[str], dimensions: int | None, seed: int) -> Floats:
-        """[texts, dimensions] in the shared basis of `seed`; None: all features as they are."""
+        """[texts, dimensions] in the shared basis of `seed`; None: all features as they are.
+
+        Fewer dimensions are the first columns of more; up to `WIDE`, to the last bit.
+        """
         if dimensions and self._is_bare:
             self.basis = (dimensions, seed)
         self._count_cut(texts)
+        found = self._wide(texts, dimensions and max(dimensions, WIDE), seed)
+        return np.ascontiguousarray(found[:, :dimensions])
+
+    def _wide(self, texts: Sequence[str], dimensions: int | None, seed: int) -> Floats:
+        """[texts, dimensions]; what is in `vectors` is not read again."""
         keys = [self._key(text, dimensions, seed) for text in texts]
         known = self.vectors.get(keys) if self.vectors and self._is_bare and dimensions else {}
         missing = list(dict(zip(keys, texts, strict=True)).items())
@@ -184,7 +189,7 @@ class ModelReader:
 
     def _key(self, text: str, dimensions: int | None, seed: int) -> bytes:
         how = (self._identity, self.source.dtype, str(self.source.limit), str(dimensions), str(seed))
-        return _digest("\x1f".join(("features", "2", *how, text)))
+        return _digest("\x1f".join(("features", "3", *how, text)))
 
     def _count_cut(self, texts: Sequence[str]) -> None:
         """Remember which texts are longer than the model reads; a token is at least one character."""

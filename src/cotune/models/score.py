@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -84,12 +85,15 @@ def score_pairs(
         Scores in the order of `pairs`, whatever the batches were. A pair that is longer than the model's
         context loses the start of its context, then the end of its target; `counts` says what was scored.
     """
-    rows = _encode(lm, pairs)
-    together = [range(*span) for span in _same_context(pairs)]
-    groups: list[list[Encoded]] = []
-    for numbers in together:
-        mine = [rows[number] for number in numbers]
-        groups += [mine] if _can_share(lm, mine, tokens) else [[row] for row in mine]
+    groups = _grouped(lm, _encode(lm, pairs), [context for context, _ in pairs], tokens)
+    return _score(lm, groups, tokens, progress)
+
+
+def score_rows(
+    lm: CausalLM, rows: Sequence[Encoded], *, tokens: int, progress: Progress | None = None
+) -> Scores:
+    """`score_pairs` of texts that are tokens already, exactly as they are: nothing is cut."""
+    groups = _grouped(lm, rows, [row.ids[: row.num_context] for row in rows], tokens)
     return _score(lm, groups, tokens, progress)
 
 
@@ -154,13 +158,15 @@ def _cut(head: list[int], tail: list[int], limit: int) -> Encoded:
     return Encoded((*head, *kept), len(head), was_cut)
 
 
-def _same_context(pairs: Sequence[tuple[str, str]]) -> Iterator[tuple[int, int]]:
-    """Runs of neighbours with the same context, as (first, one after the last)."""
-    start = 0
-    for number in range(1, len(pairs) + 1):
-        if number == len(pairs) or pairs[number][0] != pairs[start][0]:
-            yield start, number
-            start = number
+def _grouped(
+    lm: CausalLM, rows: Sequence[Encoded], contexts: Sequence[object], tokens: int
+) -> list[list[Encoded]]:
+    """Runs of neighbours with the same context, where they may stand in one row; else each on its own."""
+    groups: list[list[Encoded]] = []
+    for _, numbers in groupby(range(len(rows)), key=contexts.__getitem__):
+        mine = [rows[number] for number in numbers]
+        groups += [mine] if _can_share(lm, mine, tokens) else [[row] for row in mine]
+    return groups
 
 
 def _encode_choices(lm: CausalLM, examples: Sequence[Example]) -> list[list[Encoded]]:
@@ -247,7 +253,8 @@ def _score_batch(
     ends = torch.cumsum(torch.bincount(which), 0).tolist()
     picked = hidden.flatten(0, 1)[once.to(lm.device)]
     which = which.to(lm.device)
-    values = torch.empty(len(targets), device=lm.device)
+    kind = torch.promote_types(hidden.dtype, torch.float32)
+    values = torch.empty(len(targets), dtype=kind, device=lm.device)
     is_first = torch.empty(len(targets), dtype=torch.bool, device=lm.device)
     size = max(1, LOGITS_PER_CHUNK // lm.vocab_size)
     for start in range(0, len(picked), size):

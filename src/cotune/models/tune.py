@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,11 @@ PADDING_LIMIT = 1.25
 
 Tick = Callable[[int, int, int, float], None]
 """(steps done, steps in all, tokens since the last call, mean loss of the step)."""
+
+StepTick = Callable[[int, int, float], None]
+"""The same inside one stack: (steps done, tokens since the last call, mean loss of the step)."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +99,29 @@ def tune(
         One `Tuned` per job.
     """
     plans = [plan_batches(lm, job.examples, config, job.rng) for job in jobs]
-    groups = stacks(plans, limit)
-    total = sum(max(len(plans[j].batches) for j in group) for group in groups)
-    done: dict[int, Tuned] = {}
-    before = 0
-    for group in groups:
-        picked = [jobs[j] for j in group]
 
-        def shifted(step: int, tokens: int, loss: float, start: int = before) -> None:
-            tick(start + step, total, tokens, loss)
+    def train(group: list[int], step_done: StepTick) -> list[Tuned]:
+        return _tune_stack(lm, stack, [jobs[j] for j in group], [plans[j] for j in group], config, step_done)
 
-        for j, tuned in zip(
-            group, _tune_stack(lm, stack, picked, [plans[j] for j in group], config, shifted), strict=True
-        ):
-            done[j] = tuned
-        before += max(len(plans[j].batches) for j in group)
+    done = stack_by_stack(plans, limit, tick, train)
     stack.load([])
-    return [done[j] for j in range(len(jobs))]
+    return done
+
+
+def stack_by_stack(
+    plans: Sequence[Plan], limit: int, tick: Tick, train: Callable[[list[int], StepTick], list[Result]]
+) -> list[Result]:
+    """What `train` makes of each stack, in the order of the plans; it counts steps from 1 in each stack."""
+    groups = stacks(plans, limit)
+    sizes = [max(len(plans[j].batches) for j in group) for group in groups]
+    done: dict[int, Result] = {}
+    for number, group in enumerate(groups):
+
+        def shifted(step: int, tokens: int, loss: float, start: int = sum(sizes[:number])) -> None:
+            tick(start + step, sum(sizes), tokens, loss)
+
+        done |= zip(group, train(group, shifted), strict=True)
+    return [done[j] for j in range(len(plans))]
 
 
 def plan_batches(
@@ -179,7 +191,7 @@ def _tune_stack(
     jobs: Sequence[TuneJob],
     plans: Sequence[Plan],
     config: TuneConfig,
-    tick: Callable[[int, int, float], None],
+    tick: StepTick,
 ) -> list[Tuned]:
     """Jobs are ordered by falling number of steps, so the active ones are always the first."""
     stack.load([job.adapter for job in jobs])
@@ -211,9 +223,7 @@ def _tune_stack(
 
 def _stack_loss(lm: CausalLM, active: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor, np.ndarray]:
     """Sum over clients of each client's mean token loss; also its token losses summed, and token counts."""
-    rows, length = _frame(active)
-    filler = Encoded((lm.start_id,), 1)
-    batch = lm.batch([e for b in active for e in [*b, *[filler] * (rows - len(b))]], length)
+    batch, rows = stacked_batch(lm, active)
     client = batch.row // rows
     counts = torch.bincount(client, minlength=len(active))
     weight = (1.0 / counts.clamp(min=1))[client]
@@ -226,6 +236,13 @@ def _stack_loss(lm: CausalLM, active: Sequence[Sequence[Encoded]]) -> tuple[Tens
 
     loss = chunked(part_loss, (target_states(lm, batch),), lm.vocab_size)
     return loss, per_client, counts.cpu().numpy()
+
+
+def stacked_batch(lm: CausalLM, active: Sequence[Sequence[Encoded]]) -> tuple[Batch, int]:
+    """All clients' rows, client after client, and the rows of each: short ones get rows without targets."""
+    rows, length = _frame(active)
+    filler = Encoded((lm.start_id,), 1)
+    return lm.batch([e for b in active for e in [*b, *[filler] * (rows - len(b))]], length), rows
 
 
 def target_states(lm: CausalLM, batch: Batch) -> Tensor:

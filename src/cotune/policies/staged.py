@@ -2,6 +2,9 @@
 
 Paper: Du et al. 2024 (FedDQC), https://arxiv.org/abs/2410.11540. Stage k of K takes the top of K-k+1 equal
 parts of what no stage before it used; the printed K-k is 0 in the last one.
+
+A selector that stands before this one and chooses anew more often does not move the curriculum on: the same
+stage chooses again within the new pool, and a stage has used what it chose last.
 """
 
 from __future__ import annotations
@@ -40,11 +43,12 @@ class Staged:
         """Rows of [n] for this stage, highest first; fewer than stages: some stages have none."""
         import numpy as np
 
-        rows = high_first(scores)
-        new = rows[~np.isin(rows, list(stage.used))]
-        stages = min(self.stages, stage.num_rounds)
-        parts = stages - stage_of(stage.round, stage.num_rounds, self.stages) + 1
-        return np.array_split(new, parts)[0]
+        rows, stages = high_first(scores), min(self.stages, stage.num_rounds)
+        now = stage_of(stage.round, stage.num_rounds, stages)
+        last = {stage_of(index, stage.num_rounds, stages): stage.used[index] for index in sorted(stage.used)}
+        for number in range(1, now):
+            rows = rows[~np.isin(rows, last.get(number, ()))]
+        return np.array_split(rows, stages - now + 1)[0]
 
 
 def stage_of(round: int, num_rounds: int, stages: int) -> int:

@@ -14,21 +14,21 @@ that kernel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from cotune.plugins import PluginConfig
 from cotune.protocols import Pool, Reader
-from cotune.ranking import by_pool
+from cotune.ranking import by_pool, tellers
 from cotune.records import Array, derived_rng
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from cotune.ranking import Scores
+    from cotune.ranking import Rows, Scores
 
 NEEDS = frozenset({"features"})
 
@@ -36,9 +36,12 @@ LADDER = tuple(2.0**power for power in range(-6, 2))
 """Bandwidths a sketch is made for when none is set: all clients must agree on them before anybody looks."""
 HASHES = 4
 BLOCK = 512
-"""Rows that are held against all others at once."""
+"""Rows that are hashed, or held against all others, at once."""
 SAMPLE = 2000
 """Rows, evenly spaced, from which the median distance is taken."""
+
+Tick = Callable[[int], None]
+"""Told how many points are done."""
 
 
 class Config(PluginConfig):
@@ -61,7 +64,12 @@ class Config(PluginConfig):
     dimensions: int | None = Field(
         128, gt=0, description="features are projected to so many; null: as they are"
     )
-    seed: int = Field(7, ge=0, description="of projections and hashes; the same on all clients")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="of projections and hashes; the same on all clients; with FedHDS's, texts are read once "
+        "for both",
+    )
 
 
 class Density:
@@ -83,18 +91,50 @@ class Density:
         """Each pool's own counts."""
         if self.config.method == "exact":
             return [{} for _ in pools]
-        found = self._features(pools, reader)
-        return [{"counts": sketch(self.places(x), self.config.buckets)} for x in found]
+        found, ticks = self._features(pools, reader), tellers(pools, "hashing")
+        return [{"counts": self.sketch(x, tick)} for x, tick in zip(found, ticks, strict=True)]
 
     def score(self, pools: Sequence[Pool], reader: Reader, shared: Mapping[str, Array]) -> list[Scores]:
         """Density at each example; NaN where its features are not finite."""
-        found = self._features(pools, reader)
+        found, ticks = self._features(pools, reader), tellers(pools, "comparing")
         if self.config.method == "sketch":
-            return [read(shared["counts"], self.places(x), len(self.ladder)) for x in found]
-        return [self._own(x) for x in found]
+            return [self.read(shared["counts"], x, tick) for x, tick in zip(found, ticks, strict=True)]
+        return [self._own(x, tick) for x, tick in zip(found, ticks, strict=True)]
 
-    def places(self, x: Scores) -> npt.NDArray[np.int64]:
-        """Bucket of each point [n, dimensions] in each table, [n, tables]; -1 where it is not finite."""
+    def sketch(self, x: Scores, tick: Tick = lambda _: None) -> Scores:
+        """How many points of [n, dimensions] fall into each bucket, [tables, buckets]; whole numbers, so that
+        sums are exact."""
+        import numpy as np
+
+        counts = np.zeros(len(self.ladder) * self.config.tables * self.config.buckets, np.int64)
+        for _, places in self._hashed(x, tick):
+            inside = places + np.arange(places.shape[1]) * self.config.buckets
+            counts += np.bincount(inside.ravel(), minlength=len(counts))
+        return counts.reshape(-1, self.config.buckets).astype(np.float64)
+
+    def read(self, counts: Scores, x: Scores, tick: Tick = lambda _: None) -> Scores:
+        """Density at each point of [n, dimensions], of counts [tables, buckets] that hold it and others, [n].
+
+        Of several bandwidths, the one under which two points share a bucket with a chance nearest to 1/e is
+        read: for an exact kernel that is about the median distance. What chance alone puts together is taken
+        off. NaN for a point that is not finite.
+        """
+        import numpy as np
+
+        found, total, noise = np.full(len(x), np.nan), counts[0].sum(), 1 / counts.shape[1]
+        if not total:
+            return found
+        groups = np.split(np.arange(len(counts)), len(self.ladder))
+        together = np.square(counts / total).sum(axis=1)
+        chance = [(together[group].mean() - noise) / (1 - noise) for group in groups]
+        group = groups[int(np.argmin(np.abs(np.asarray(chance) - np.exp(-1))))]
+        for rows, places in self._hashed(x, tick):
+            shares = counts[group, places[:, group]].mean(axis=1) / total
+            found[rows] = np.clip((shares - noise) / (1 - noise), 1 / total, 1.0)
+        return found
+
+    def _hashed(self, x: Scores, tick: Tick) -> Iterator[tuple[Rows, npt.NDArray[np.int64]]]:
+        """Some finite rows of [n, dimensions] at a time, and their bucket in each table, [rows, tables]."""
         import numpy as np
 
         rng = derived_rng(self.config.seed, "density")
@@ -103,14 +143,13 @@ class Density:
         lines = rng.standard_normal((x.shape[1], num_tables, HASHES)) / steps[:, None]
         offsets = rng.random((num_tables, HASHES))
         factors = rng.integers(2**63, size=(num_tables, HASHES), dtype=np.uint64) * 2 + 1
-        found = np.full((len(x), num_tables), -1, np.int64)
         rows = np.flatnonzero(np.isfinite(x).all(axis=1))
         for start in range(0, len(rows), BLOCK):
             part = rows[start : start + BLOCK]
             cells = np.floor(np.tensordot(x[part], lines, axes=1) + offsets).astype(np.int64)
             mixed = (cells.astype(np.uint64) * factors).sum(axis=2, dtype=np.uint64)
-            found[part] = (mixed >> np.uint64(33)) % self.config.buckets
-        return found
+            yield part, ((mixed >> np.uint64(33)) % np.uint64(self.config.buckets)).astype(np.int64)
+            tick(start + len(part))
 
     def _features(self, pools: Sequence[Pool], reader: Reader) -> list[Scores]:
         """[examples, dimensions] of each pool, float64, of length 1."""
@@ -120,48 +159,19 @@ class Density:
         if not texts:
             return [np.zeros((0, 1)) for _ in pools]
         x = reader.features(texts, self.config.dimensions, self.config.seed).astype(np.float64)
-        lengths = np.sqrt(np.square(x).sum(axis=1, keepdims=True))
-        return by_pool(np.divide(x, lengths, out=x, where=lengths != 0), pools)
+        for start in range(0, len(x), BLOCK):
+            part = x[start : start + BLOCK]
+            lengths = np.sqrt(np.square(part).sum(axis=1, keepdims=True))
+            np.divide(part, lengths, out=part, where=lengths != 0)
+        return by_pool(x, pools)
 
-    def _own(self, x: Scores) -> Scores:
+    def _own(self, x: Scores, tick: Tick) -> Scores:
         if len(x) > self.config.exact_up_to:
-            places = self.places(x)
-            return read(sketch(places, self.config.buckets), places, len(self.ladder))
-        return exact(x, self.config.bandwidth)
+            return self.read(self.sketch(x), x, tick)
+        return exact(x, self.config.bandwidth, tick)
 
 
-def sketch(places: npt.NDArray[np.int64], buckets: int) -> Scores:
-    """How many points fell into each bucket, [tables, buckets]; whole numbers, so sums are exact."""
-    import numpy as np
-
-    tables = places.shape[1]
-    inside = places[places[:, 0] >= 0] + np.arange(tables) * buckets
-    counts = np.bincount(inside.ravel(), minlength=tables * buckets)
-    return counts.reshape(tables, buckets).astype(np.float64)
-
-
-def read(counts: Scores, places: npt.NDArray[np.int64], num_bandwidths: int) -> Scores:
-    """Density at each point, [n], of counts [tables, buckets] that hold it and others.
-
-    Of several bandwidths, the one under which two points share a bucket with a chance nearest to 1/e is
-    read: for an exact kernel that is about the median distance. What chance alone puts together is taken off.
-    """
-    import numpy as np
-
-    total = counts[0].sum()
-    if not total:
-        return np.full(len(places), np.nan)
-    noise = 1 / counts.shape[1]
-    groups = np.split(np.arange(len(counts)), num_bandwidths)
-    together = np.square(counts / total).sum(axis=1)
-    chance = [(together[group].mean() - noise) / (1 - noise) for group in groups]
-    group = groups[int(np.argmin(np.abs(np.asarray(chance) - np.exp(-1))))]
-    shares = counts[group, places[:, group]].mean(axis=1) / total
-    density = np.clip((shares - noise) / (1 - noise), 1 / total, 1.0)
-    return np.where(places[:, 0] >= 0, density, np.nan)
-
-
-def exact(x: Scores, bandwidth: float | None) -> Scores:
+def exact(x: Scores, bandwidth: float | None, tick: Tick = lambda _: None) -> Scores:
     """Mean of exp(-distance / bandwidth) over all points, itself among them, [n]; blocks of rows at a time.
 
     Without a bandwidth it is the median distance between two points. NaN for a point that is not finite.
@@ -178,6 +188,7 @@ def exact(x: Scores, bandwidth: float | None) -> Scores:
         part = slice(start, start + BLOCK)
         apart = distances(points[part], points)
         found[rows[part]] = np.exp(-apart / width).mean(axis=1) if width else (apart == 0).mean(axis=1)
+        tick(start + len(apart))
     return found
 
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
 from cotune.plugins import PluginConfig
 from cotune.protocols import Pool, Reader
-from cotune.ranking import LocalScore, count_of
+from cotune.ranking import LocalScore, count_of, tellers
 from cotune.records import Example
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ USED = 1e6
 """Larger than any ratio: what the published code writes over the ratio of an example it has looked at."""
 MOST = 100
 """Largest K3 unless one is set: the published one."""
+OFTEN = 500
+"""Texts compressed alone between two reports of progress."""
+
+Tick = Callable[[int], None]
+"""Told how many of the texts are done, as far as time goes."""
 
 
 class Config(PluginConfig):
@@ -114,12 +119,15 @@ def serialise(example: Example, text: Literal["json", "python"]) -> bytes:
 class Search:
     """The three stages, again and again: what is picked, and the ratio each text had when last looked at."""
 
-    def __init__(self, texts: Sequence[bytes], config: Config, budget: int) -> None:
+    def __init__(
+        self, texts: Sequence[bytes], config: Config, budget: int, tick: Tick = lambda _: None
+    ) -> None:
         import numpy as np
 
         self.texts, self.form, self.is_official = texts, FORMS[config.text], config.official
         self.sizes, self.budget = sizes(config, budget), budget
-        alone = [Stream(self.form).ratio(text) for text in texts]
+        self.tick, self.tried = tick, 0
+        alone = [self._alone(text) for text in texts]
         self.own = np.array(alone, np.float32 if config.official else np.float64)
         self.ratios = self.own.copy()
         self.anchor = Stream(self.form)
@@ -135,12 +143,14 @@ class Search:
                 self.anchor.add(self.texts[row])
             self.picked += new
             rows = rows[~np.isin(rows, new)]
+            self._tell()
 
     def next(self, rows: Rows) -> list[int]:
         """K3 of these rows."""
         import numpy as np
 
         first = rows[np.argsort(self.ratios[rows], kind="stable")[: self.sizes.k1]]
+        self.tried += len(first)
         self.ratios[first] = [self.anchor.ratio(self.texts[row]) for row in first]
         second = first[np.argsort(self.ratios[first], kind="stable")[: self.sizes.k2]]
         if self.is_official:
@@ -148,18 +158,32 @@ class Search:
         left, stream = second.tolist(), Stream(self.form)
         third: list[int] = []
         while left and len(third) < self.sizes.k3:
+            self.tried += len(left)
             ratios = [stream.ratio(self.texts[row]) for row in left]
             row = left.pop(int(np.argmin(np.asarray(ratios, self.own.dtype))))
             stream.add(self.texts[row])
             third.append(row)
         return third
 
+    def _alone(self, text: bytes) -> float:
+        self.tried += 1
+        if self.tried % OFTEN == 0:
+            self._tell()
+        return Stream(self.form).ratio(text)
 
-def ordered(texts: Sequence[bytes], budget: int, config: Config) -> Rows:
+    def _tell(self) -> None:
+        """Compressions so far, of those that it takes at most: a text alone costs as much as in company."""
+        k1, k2, k3 = self.sizes
+        batches = -(-self.budget // k3)
+        expected = len(self.texts) + batches * (min(k1, len(self.texts)) + k2 * k3)
+        self.tick(len(self.texts) * min(self.tried, expected) // expected)
+
+
+def ordered(texts: Sequence[bytes], budget: int, config: Config, tick: Tick = lambda _: None) -> Rows:
     """All rows: the first `budget` as they are picked, the others by their own R, lowest first."""
     import numpy as np
 
-    search = Search(texts, config, budget)
+    search = Search(texts, config, budget, tick)
     for rows in [list(range(len(texts)))] if config.official else levels(texts):
         search.run(np.array(rows, np.int64))
     rest = np.setdiff1d(np.arange(len(texts)), search.picked)
@@ -176,14 +200,16 @@ def levels(texts: Sequence[bytes]) -> Iterator[list[int]]:
     yield from (found[level] for level in sorted(found))
 
 
-def scores(examples: Sequence[Example], config: Config) -> Scores:
+def scores(examples: Sequence[Example], config: Config, tick: Tick = lambda _: None) -> Scores:
     """n for the first row of the order down to 1 for the last, [n]."""
     import numpy as np
 
     texts = [serialise(example, config.text) for example in examples]
     found = np.zeros(len(texts))
     if texts:
-        found[ordered(texts, count_of(config.keep, len(texts)), config)] = np.arange(len(texts), 0, -1)
+        rows = ordered(texts, count_of(config.keep, len(texts)), config, tick)
+        found[rows] = np.arange(len(texts), 0, -1)
+    tick(len(texts))
     return found
 
 
@@ -191,6 +217,7 @@ def build(config: Config) -> LocalScore:
     """The score."""
 
     def compute(pools: Sequence[Pool], _reader: Reader) -> list[Scores]:
-        return [scores(pool.examples, config) for pool in pools]
+        ticks = tellers(pools, "compressing")
+        return [scores(pool.examples, config, tick) for pool, tick in zip(pools, ticks, strict=True)]
 
     return LocalScore(compute)

@@ -29,4 +29,5 @@ class Config(PluginConfig):
 def build(config: Config, parts: SelectorParts) -> Scored:
     """The selector."""
     policies = (("inverse_propensity", {"keep": config.keep}),)
-    return Scored(Recipe("density", {"method": config.method}, policies, config.every, config.model), parts)
+    recipe = Recipe("density", {"method": config.method}, policies, config.every, config.model)
+    return Scored(recipe, parts)

@@ -9,6 +9,8 @@ clients use the same seeded projection, and distinct groups are kept instead of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -21,6 +23,8 @@ from cotune.records import Array, Message, Round
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from cotune.groups import Tick
 
 
 class Config(PluginConfig):
@@ -86,12 +90,17 @@ class FedHDS:
         is_shared = self.config.mode == "shared_basis"
         features = reader.features(texts, self.config.dimensions if is_shared else None, self.config.seed)
         reader.mount(None)
-        replies, start = [], 0
-        for client in clients:
-            own = features[start : start + len(client.examples)]
-            start += len(own)
-            replies.append(self._propose(own, client, reader.fingerprint))
+        replies: list[Reply] = []
+        ends = list(accumulate((len(client.examples) for client in clients), initial=0))
+        for client, start, end in zip(clients, ends, ends[1:], strict=False):
+            tick = partial(self._tell, (start, len(texts)))
+            replies.append(self._propose(features[start:end], client, reader.fingerprint, tick))
+            tick(end - start, end - start)
         return replies
+
+    def _tell(self, among: tuple[int, int], done: int, _of_one_client: int) -> None:
+        before, total = among
+        self.parts.progress("grouping", before + done, total)
 
     def reconcile(self, proposals: Sequence[Message], round: Round) -> dict[str, list[int]]:
         """Groups of centres; of each the centre nearest to its middle wins. Returns what won, by client."""
@@ -104,7 +113,8 @@ class FedHDS:
         if not owners:
             return won
         points = np.concatenate([m.arrays["centres"] for m in proposals if m.facts["groups"]])
-        labels, weights = groups.density_groups(points, self.config.min_group_server, round.seed)
+        tick = partial(self.parts.progress, "grouping centres")
+        labels, weights = groups.density_groups(points, self.config.min_group_server, round.seed, tick)
         if self.config.mode == "shared_basis" and self.config.keep_server_noise:
             alone = np.flatnonzero(labels < 0)
             labels[alone] = labels.max(initial=-1) + 1 + np.arange(len(alone))
@@ -143,15 +153,16 @@ class FedHDS:
             )
         return [reply for reply in kept if reply.facts["model"] == common]
 
-    def _propose(self, features: npt.NDArray[np.float32], client: Client, model: str) -> Reply:
+    def _propose(self, features: npt.NDArray[np.float32], client: Client, model: str, tick: Tick) -> Reply:
         import numpy as np
 
         from cotune import groups
 
         groups.check_finite(features)
         rng = client.rng("fedhds")
+        tick(0, len(features))
         points = features if self.config.mode == "shared_basis" else _layout(features, rng)
-        labels, weights = self._groups(points, int(rng.integers(2**31)))
+        labels, weights = self._groups(points, int(rng.integers(2**31)), tick)
         middle = groups.centres(points, labels, weights)
         rows = groups.nearest(points, labels, middle)
         sizes = np.bincount(labels[labels >= 0], minlength=len(rows))
@@ -160,13 +171,13 @@ class FedHDS:
         facts: dict[str, Any] = {"groups": sent.tolist(), "total": len(features), "model": model}
         return Reply(facts=facts, arrays={"centres": centres}, memo={"labels": labels, "rows": rows})
 
-    def _groups(self, points: npt.NDArray[Any], seed: int) -> tuple[Array, Array]:
+    def _groups(self, points: npt.NDArray[Any], seed: int, tick: Tick) -> tuple[Array, Array]:
         """HDBSCAN; in a shared basis a client whose examples form no groups is one group as a whole."""
         import numpy as np
 
         from cotune import groups
 
-        labels, weights = groups.density_groups(points, self.config.min_group, seed)
+        labels, weights = groups.density_groups(points, self.config.min_group, seed, tick)
         if self.config.mode == "shared_basis" and len(points) and labels.max() < 0:
             return np.zeros(len(points), np.int64), np.ones(len(points))
         return labels, weights

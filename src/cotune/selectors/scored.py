@@ -30,6 +30,5 @@ class Config(PluginConfig):
 def build(config: Config, parts: SelectorParts) -> Scored:
     """The selector."""
     policies = tuple((part.name, part.options) for part in config.policies)
-    return Scored(
-        Recipe(config.score.name, config.score.options, policies, config.every, config.model), parts
-    )
+    recipe = Recipe(config.score.name, config.score.options, policies, config.every, config.model)
+    return Scored(recipe, parts)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 TRAINS = frozenset({"slm"})
+TEACHABLE = True
+"""Clients tune the adapter that they are sent, so they can be taught before it."""
 
 
 class Config(PluginConfig):

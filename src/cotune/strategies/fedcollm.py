@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from cotune import plugins
 from cotune.plugins import PluginConfig
 from cotune.protocols import Client, Parts, Reply, State, Verbs
 from cotune.records import Adapter, Round
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 
 TRAINS = frozenset({"slm", "llm"})
+TEACHABLE = True
+"""Clients tune the adapter that they are sent, so they can be taught before it."""
 
 
 class Config(PluginConfig):
@@ -39,6 +42,12 @@ class Config(PluginConfig):
         None, gt=0, description="the SLM's lr on the public set; slm.tune.lr by default"
     )
     weights: Literal["equal", "examples"] = Field("equal", description="how much a client counts in the mean")
+
+    @field_validator("loss")
+    @classmethod
+    def _has_a_value_at_each_position(cls, name: str) -> str:
+        plugins.require_kind("loss", name, "divergence", "strategy.loss")
+        return name
 
 
 class FedCoLLM:
@@ -110,7 +119,6 @@ def _try(loss: Callable[..., object], top_k: int | None) -> None:
 
 def build(config: Config, parts: Parts) -> FedCoLLM:
     """The strategy, with the divergence that the configuration names."""
-    from cotune import plugins
     from cotune.models.causal_lm import check_vocabularies
     from cotune.models.mutual import Divergence
 

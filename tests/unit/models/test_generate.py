@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedTokenizerFast
 
 from cotune import evaluate as evaluation
 from cotune.errors import DataError
+from cotune.models import generate as generation
 from cotune.models.causal_lm import CausalLM
-from cotune.models.generate import Sampling, _end_ids, _seed, generate
+from cotune.models.generate import _end_ids, _seed, generate, write
 from cotune.models.lora import LoraStack
-from cotune.records import Example
+from cotune.records import Example, Sampling, Written
 
 PROMPTS = ["A", "a much longer prompt than the others:", "", "blanks at the end  ", "caf\u00e9"]
 
 
-def tiny(**changes: Any) -> CausalLM:
-    """A random two-layer Llama over bytes."""
+def tiny(kind: Any = LlamaForCausalLM, **changes: Any) -> CausalLM:
+    """A random two-layer Llama over bytes, or a Mistral that sees six tokens."""
     alphabet = ["<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     raw = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
     torch.manual_seed(0)
-    config = LlamaConfig(
+    config = kind.config_class(
         vocab_size=len(alphabet),
         hidden_size=32,
         intermediate_size=64,
@@ -37,9 +39,10 @@ def tiny(**changes: Any) -> CausalLM:
         initializer_range=0.3,
         bos_token_id=0,
         eos_token_id=1,
+        **({"sliding_window": 6, "num_key_value_heads": 2} if kind is MistralForCausalLM else {}),
         **changes,
     )
-    return CausalLM(LlamaForCausalLM(config), tokenizer, "tiny")
+    return CausalLM(kind(config), tokenizer, "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,8 @@ def lm() -> CausalLM:
     return tiny()
 
 
-def greedy_by_hand(lm: CausalLM, prompt: str, num_tokens: int) -> str:
+def tokens_by_hand(lm: CausalLM, prompt: str, num_tokens: int) -> list[int]:
+    """The likeliest token again and again: one prompt, no padding, no cache."""
     ids = lm.encode_pair(prompt.rstrip(), "")[0]
     start = len(ids)
     for _ in range(num_tokens):
@@ -56,7 +60,11 @@ def greedy_by_hand(lm: CausalLM, prompt: str, num_tokens: int) -> str:
         if token in _end_ids(lm):
             break
         ids = [*ids, token]
-    return str(lm.tokenizer.decode(ids[start:], skip_special_tokens=True))
+    return ids[start:]
+
+
+def greedy_by_hand(lm: CausalLM, prompt: str, num_tokens: int) -> str:
+    return str(lm.tokenizer.decode(tokens_by_hand(lm, prompt, num_tokens), skip_special_tokens=True))
 
 
 @pytest.mark.parametrize("tokens", [1, 80, 10_000])
@@ -74,9 +82,14 @@ def test_a_seed_gives_the_same_texts_and_another_seed_others(lm: CausalLM) -> No
     assert generate(lm, PROMPTS, tokens=1000, sampling=Sampling(12, 1.0, seed=6)) != first
 
 
-def test_equal_prompts_are_sampled_independently(lm: CausalLM) -> None:
-    found = generate(lm, ["again"] * 4, tokens=1000, sampling=Sampling(12, 1.5))
-    assert len(set(found)) > 1
+def test_a_sampled_text_depends_on_its_prompt_and_the_seed_alone(lm: CausalLM) -> None:
+    """What is kept by prompt and seed must not depend on which other prompts were still missing."""
+    how = Sampling(12, 1.5)
+    found = generate(lm, ["again", *PROMPTS, "again"], tokens=1000, sampling=how)
+    assert found[0] == found[-1] == generate(lm, ["again"], tokens=1000, sampling=how)[0]
+    assert found[1:-1] == generate(lm, PROMPTS[::-1], tokens=1000, sampling=how)[::-1]
+    draws = [generate(lm, ["again"], tokens=1000, sampling=Sampling(12, 1.5, seed=seed)) for seed in range(4)]
+    assert len({text for (text,) in draws}) == 4
 
 
 def test_samples_follow_the_distribution(lm: CausalLM) -> None:
@@ -88,7 +101,7 @@ def test_samples_follow_the_distribution(lm: CausalLM) -> None:
     best = int(probability.argmax())
     draws = []
     for seed in range(num_draws):
-        stream = torch.Generator().manual_seed(_seed(seed, 0))
+        stream = torch.Generator().manual_seed(_seed(seed, "A"))
         waits = torch.empty(len(logits)).exponential_(generator=stream)
         draws.append(int((logits / 0.5 - waits.log()).argmax()) == best)
     expected = float(probability[best])
@@ -146,6 +159,87 @@ def test_an_adapter_takes_part() -> None:
     tuned = generate(lm, PROMPTS, tokens=1000, sampling=Sampling(8))
     assert tuned == [greedy_by_hand(lm, prompt, 8) for prompt in PROMPTS]
     assert tuned != plain
+
+
+def test_a_text_knows_its_tokens_and_whether_it_came_to_its_end(lm: CausalLM) -> None:
+    """By hand: one token a byte, so the prompt has one a character, and eight new ones are the cap."""
+    (cut,) = write(lm, ["A prompt"], tokens=1000, sampling=Sampling(8))
+    assert (cut.tokens_in, cut.tokens_out, cut.finished) == (8, 8, False)
+    whole = greedy_by_hand(lm, "A", 12)
+    stopped, _ = write(lm, ["A", "B"], tokens=1000, sampling=Sampling(12, stop=(whole[3:5],)))
+    assert (stopped.text, stopped.tokens_in, stopped.finished) == (whole.split(whole[3:5])[0], 1, True)
+    ids = tokens_by_hand(lm, "A", 12)
+    ends = [n for n in range(1, 13) if whole[3:5] in lm.tokenizer.decode(ids[:n])]
+    assert stopped.tokens_out == ends[0]
+
+
+def test_an_end_token_is_counted_and_not_shown() -> None:
+    lm = tiny()
+    first = greedy_by_hand(lm, "A", 1)
+    lm.model.generation_config.eos_token_id = lm.tokenizer(first)["input_ids"]
+    assert write(lm, ["A"], tokens=100, sampling=Sampling(8)) == [Written("", 1, 1, True)]
+
+
+def ending(lm: CausalLM, prompts: list[str]) -> CausalLM:
+    """The model ends at some of the tokens that it would write often, so that its texts have many lengths."""
+    texts = [tokens_by_hand(lm, prompt, 24) for prompt in prompts]
+    counts = Counter(token for text in texts for token in text[1:])
+    firsts = {text[0] for text in texts}
+    lm.model.generation_config.eos_token_id = [t for t, _ in counts.most_common() if t not in firsts][:4]
+    return lm
+
+
+STARTS = ("fox", "an owl in a barn", "Q: a hen or a cow?")
+MANY = [f"{start} {number}" for number in range(8) for start in STARTS]
+
+
+@pytest.mark.parametrize("share", [1, 2, 8, 100])
+@pytest.mark.parametrize("kind", [LlamaForCausalLM, MistralForCausalLM], ids=["full", "window"])
+def test_rows_that_leave_their_batch_change_no_text(
+    share: int, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against one prompt at a time, without padding, cache or batch. Texts outgrow the window of 6 tokens."""
+    lm = ending(tiny(kind=kind), MANY)
+    monkeypatch.setattr(generation, "_SHARE", share)
+    sizes: list[int] = []
+    lm.model.base_model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    found = write(lm, MANY, tokens=10_000, sampling=Sampling(24))
+    assert len({written.tokens_out for written in found}) > 4
+    assert sizes[0] == len(MANY)
+    assert (min(sizes) < len(MANY)) == (share > 1)
+    assert sorted(sizes, reverse=True) == sizes
+    assert [written.text for written in found] == [greedy_by_hand(lm, prompt, 24) for prompt in MANY]
+
+
+def test_a_model_with_another_cache_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = ending(tiny(), MANY)
+    expected = generate(lm, MANY, tokens=10_000, sampling=Sampling(24))
+    monkeypatch.setattr(generation, "_selectable", lambda _cache: None)
+    assert generate(lm, MANY, tokens=10_000, sampling=Sampling(24)) == expected
+
+
+def test_texts_are_told_as_they_end() -> None:
+    lm = ending(tiny(), MANY)
+    told: list[dict[int, Written]] = []
+    found = write(lm, MANY, tokens=600, sampling=Sampling(24), keep=told.append)
+    assert len(told) > 4
+    assert all(told)
+    assert sorted(number for some in told for number in some) == list(range(len(MANY)))
+    assert all(found[number] == written for some in told for number, written in some.items())
+
+
+def test_a_sampled_text_does_not_depend_on_who_left() -> None:
+    lm, how = ending(tiny(), MANY), Sampling(24, 1.0, 0.95, seed=4)
+    whole = write(lm, MANY, tokens=10_000, sampling=how)
+    assert whole == [write(lm, [prompt], tokens=1, sampling=how)[0] for prompt in MANY]
+
+
+def test_a_stop_string_that_is_longer_than_what_is_looked_at_is_found(lm: CausalLM) -> None:
+    whole = greedy_by_hand(lm, "A", 40)
+    stop = whole[10:30]
+    assert generate(lm, ["A"], tokens=1000, sampling=Sampling(60, stop=(stop,))) == [whole.split(stop)[0]]
 
 
 def test_nothing_in_nothing_out(lm: CausalLM) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cotune.models import head
-from cotune.models.head import chunked, signal
+from cotune.models.head import chunked, signal, token_log_probs
 from cotune.records import DenseLogits, TopKLogits
 
 POSITIONS, WIDTH, VOCAB = 11, 6, 9
@@ -64,6 +64,38 @@ def test_no_positions_give_zero_and_a_gradient_of_zero():
     found.backward()
     assert found.item() == 0
     assert empty.grad.shape == (0, WIDTH)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 1000])
+def test_token_log_probs_and_their_gradient_are_those_of_all_logits(monkeypatch, chunk):
+    """Under a loss that joins positions: the weight of one depends on the values of others."""
+    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", chunk * VOCAB)
+    ours, plain = hidden(0), hidden(0)
+    seen = []
+
+    def project(states):
+        seen.append(len(states))
+        return LINEAR(states)
+
+    def joined(values):
+        return values[:4].sum() ** 2 + 3 * values[4:].sum()
+
+    found = token_log_probs(project, ours, target(), VOCAB)
+    dense = LINEAR(plain).log_softmax(-1).gather(1, target()[:, None])[:, 0]
+    torch.testing.assert_close(found, dense, rtol=1e-12, atol=1e-12)
+    joined(found).backward()
+    joined(dense).backward()
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-12, atol=1e-12)
+    assert max(seen) == min(chunk, POSITIONS)
+    assert sum(seen) == POSITIONS  # each position meets the head once
+
+
+def test_token_log_probs_of_bfloat16_are_float32():
+    states = hidden(0).detach().bfloat16().requires_grad_()
+    found = token_log_probs(lambda part: LINEAR(part.double()).float(), states, target(), VOCAB)
+    assert found.dtype == torch.float32
+    found.sum().backward()
+    assert states.grad.dtype == torch.bfloat16
 
 
 def test_signal_is_all_logits_over_the_temperature():

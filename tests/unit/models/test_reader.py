@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sqlite3
 
 import numpy as np
 import pytest
@@ -14,8 +13,10 @@ import tiny
 from cotune.errors import ModelError
 from cotune.models.embed import last_tokens, shared_basis
 from cotune.models.lora import LoraStack
-from cotune.models.reader import Causal, Encoder, ModelReader
+from cotune.models.reader import WIDE, Causal, Encoder, ModelReader
 from cotune.models.vectors import Vectors
+from cotune.scores import density
+from cotune.selectors import fedhds
 
 TEXTS = ("a fox", "an owl in the barn at night", "", "bee", "a fox", "elk " * 20)
 
@@ -186,7 +187,28 @@ def test_vectors_survive_many_keys_and_a_second_opening(tmp_path):
     assert found[b"1202"].tolist() == [1202] * 3
 
 
-def test_a_cache_of_something_else_is_not_overwritten(tmp_path):
-    (tmp_path / "v.sqlite").write_text("hello, this is not a database at all")
-    with pytest.raises(sqlite3.DatabaseError):
-        Vectors(tmp_path / "v.sqlite")
+def test_a_narrow_basis_is_the_beginning_of_a_wide_one():
+    np.testing.assert_array_equal(shared_basis(96, 16, 3), shared_basis(96, 128, 3)[:, :16])
+    wide = reader().features(TEXTS, WIDE, 3)
+    np.testing.assert_array_equal(reader().features(TEXTS, 16, 3), wide[:, :16])
+
+
+def test_one_reading_serves_every_width_up_to_the_widest(tmp_path):
+    """FedHDS asks for 16 dimensions and density for 128, of the same seed: the texts are read once."""
+    assert fedhds.Config().seed == density.Config().seed
+    assert max(fedhds.Config().dimensions, density.Config().dimensions) <= WIDE
+    ticks: list[tuple[int, int]] = []
+    vectors = Vectors(tmp_path / "v.sqlite")
+    read = reader(vectors=vectors, tick=lambda *at: ticks.append(at))
+    few = read.features(TEXTS, 16, 0)
+    num_passes = len(ticks)
+    many = read.features(TEXTS, 128, 0)
+    assert len(ticks) == num_passes
+    assert (few.shape, many.shape) == ((len(TEXTS), 16), (len(TEXTS), 128))
+    np.testing.assert_array_equal(few, many[:, :16])
+    other = reader(vectors=Vectors(tmp_path / "other.sqlite"))  # another party, who asks the other way round
+    np.testing.assert_array_equal(other.features(TEXTS, 128, 0), many)
+    np.testing.assert_array_equal(other.features(TEXTS, 16, 0), few)
+    wider = read.features(TEXTS, 200, 0)
+    assert len(ticks) > num_passes
+    np.testing.assert_allclose(wider[:, :16], few, atol=1e-5)

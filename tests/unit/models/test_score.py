@@ -28,7 +28,7 @@ from cotune.errors import DataError
 from cotune.models import score
 from cotune.models.causal_lm import CausalLM
 from cotune.models.lora import LoraStack
-from cotune.models.score import batches, context_length, score_choices, score_pairs
+from cotune.models.score import batches, context_length, score_choices, score_pairs, score_rows
 from cotune.records import Example
 
 TEXT = ["Question: which of the two is the better answer to the question? Answer: the other one, I think."]
@@ -163,6 +163,34 @@ def test_the_likeliest_token_is_greedy(lm: CausalLM) -> None:
 def test_batches_do_not_matter(lm: CausalLM, tokens: int) -> None:
     alone = [score_pairs(lm, [pair], tokens=64).sums[0] for pair in PAIRS]
     np.testing.assert_allclose(score_pairs(lm, PAIRS, tokens=tokens).sums, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", [1, 40, 10_000])
+def test_rows_of_tokens_score_like_their_texts(any_lm: CausalLM, tokens: int) -> None:
+    pairs = [*PAIRS, *[("Question: where?\nAnswer:", text) for text in (" here", " there", " hereby")]]
+    rows = [score.Encoded((*head, *tail), len(head)) for head, tail in any_lm.encode_pairs(pairs)]
+    found, expected = (
+        score_rows(any_lm, rows, tokens=tokens),
+        score_pairs(any_lm, pairs, tokens=tokens),
+    )
+    np.testing.assert_allclose(found.sums, expected.sums, atol=1e-4)
+    assert found.counts.tolist() == expected.counts.tolist()
+    assert found.is_greedy.tolist() == expected.is_greedy.tolist()
+
+
+def test_rows_with_the_same_context_read_it_once() -> None:
+    lm = Recorder(llama())
+    score_pairs(lm, [("a b c", " d e"), ("a b c", " f g")], tokens=1000)  # tries a tree once
+    lm.shapes.clear()
+    head = tuple(range(10, 30))
+    rows = [score.Encoded((*head, *tail), 20) for tail in ((1, 2, 3), (4, 5), (6,))]
+    score_rows(lm, rows, tokens=1000)
+    assert lm.shapes == [(1, 20 + 2 + 1)]  # the last token of a row is never read
+
+
+def test_a_float64_model_scores_in_float64() -> None:
+    lm = wrap(llama().double())
+    assert abs(score_pairs(lm, PAIRS[:1], tokens=64).sums[0] - reference(lm, *PAIRS[0])) < 1e-12
 
 
 def test_batches_keep_to_the_budget() -> None:

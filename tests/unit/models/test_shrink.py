@@ -87,6 +87,7 @@ def test_influence_is_one_minus_the_mean_cosine_of_input_and_output():
     ids = torch.tensor([lm.tokenizer("".join(TEXTS))["input_ids"][:64]])
     states = lm.model(ids, output_hidden_states=True).hidden_states
     cosine = torch.nn.functional.cosine_similarity(states[1][:, 1:], states[2][:, 1:], dim=-1).mean()
+    lm.tokenizer = deepcopy(lm.tokenizer)  # the one of all tests keeps its own
     lm.tokenizer.eos_token = None
     assert block_influence(lm, ["".join(TEXTS)[:64]])[1] == pytest.approx(1 - float(cosine), abs=1e-6)
 

@@ -10,7 +10,15 @@ import pytest
 from cotune import data
 from cotune.config import DataConfig
 from cotune.errors import DataError
-from cotune.tasks import arc_challenge, arc_easy, commonsense_qa, instruction, multiple_choice, openbookqa
+from cotune.tasks import (
+    arc_challenge,
+    arc_easy,
+    commonsense_qa,
+    dolly,
+    instruction,
+    multiple_choice,
+    openbookqa,
+)
 
 WHERE = "mine.jsonl:1"
 HUB_CHOICES = {"text": ["water", "sand"], "label": ["A", "B"]}
@@ -53,6 +61,21 @@ def test_instruction_uses_the_alpaca_template_with_and_without_input() -> None:
     bare = instruction.example({"instruction": "Sing.", "output": "La"}, WHERE)
     assert "Input" not in bare.prompt
     assert bare.prompt.endswith("### Instruction:\nSing.\n\n### Response:")
+
+
+def test_dolly_is_read_as_instructions_whose_domain_is_the_category() -> None:
+    row = {
+        "instruction": "Who is she?",
+        "context": "She is Ann.",
+        "response": "Ann.",
+        "category": "closed_qa",
+    }
+    found = dolly.example(row, WHERE)
+    same = {"instruction": "Who is she?", "input": "She is Ann.", "output": "Ann.", "domain": "closed_qa"}
+    assert found == instruction.example(same, WHERE)
+    assert "Input" not in dolly.example({**row, "context": ""}, WHERE).prompt
+    with pytest.raises(DataError, match=r"mine\.jsonl:1: field 'response': got \"\"; expected a string"):
+        dolly.example({**row, "response": ""}, WHERE)
 
 
 SHARED = Path(os.environ.get("COTUNE_TEST_DATA", ""))

@@ -1,0 +1,267 @@
+"""The server's half of teaching: who is taught by which public items, whose paths go where, what is learned.
+
+Paper: LaDa, https://arxiv.org/abs/2602.18749. In each round clients say which items teach them; the server's
+filters, one a client, say whose paths to which items teach the LLM; paths are traded for those items only;
+clients learn from theirs before they tune, and the LLM from its own after that. Where the LLM is an endpoint
+it only writes: it learns nothing, and no client's path is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cotune import reasoning
+from cotune.host import TEACH
+from cotune.lessons import Course, Lesson, Tutor, usable
+from cotune.pool import Allocated, Allocator, Writer
+from cotune.pool_view import ModelView, attempts, mean_losses, rows_of, texts_of
+from cotune.protocols import Reader, State, Verbs
+from cotune.pupils import SERVER, Rules, promise_kept
+from cotune.records import Adapter, Example, Message, Round, Written, adapter_header, adapter_of
+from cotune.shelf import Shelf
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """The server's model.
+
+    Attributes:
+        writer: gives a writer for an adapter of the LLM; an endpoint has none.
+        tutor: how the LLM learns; None for an endpoint.
+        reader: the LLM being read from; None for an endpoint.
+    """
+
+    writer: Callable[[Adapter | None], Writer]
+    tutor: Tutor | None
+    reader: Reader | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a client said: the items that teach it, those it is measured on from now on, and its losses."""
+
+    rows: list[int]
+    probe: list[int]
+    losses: list[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Traded:
+    """What a round's exchange left on the server: lessons for the LLM, the filters' scores, and numbers."""
+
+    lessons: tuple[Lesson, ...]
+    scores: Mapping[str, Any]
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """See the module.
+
+    Attributes:
+        teacher: the LLM.
+        allocator: which items teach the LLM, for each client apart.
+        pool: the public items.
+        shelf: what the server keeps, about each client apart.
+        rules: what both sides keep to.
+    """
+
+    teacher: Teacher
+    allocator: Allocator
+    pool: Sequence[Example]
+    shelf: Shelf
+    rules: Rules
+
+    def trade(self, state: State, round: Round, verbs: Verbs) -> Traded:
+        """Steps A and B: who wants what, the server's paths down, the clients' paths up."""
+        if state.llm is not None and self.shelf.newest(SERVER, "reference", round.index + 1) is None:
+            header = {"adapter": adapter_header(state.llm)}
+            self.shelf.put(SERVER, "reference", round.index, header, state.llm.arrays)
+        needs_losses = "losses" in self.allocator.needs
+        told = {"losses": self._losses(state)} if needs_losses and self.teacher.reader else {}
+        replies = verbs.ask(f"{TEACH}choose", state.slm, round, dict.fromkeys(round.cohort, told))
+        wishes = self._wishes(replies, verbs)
+        allocated = {client: self._choose(client, wish, state, round) for client, wish in wishes.items()}
+        asked = {client: found.rows.tolist() for client, found in allocated.items()}
+        wanted = {row for wish in wishes.values() for row in [*wish.rows, *wish.probe]}
+        wanted |= {row for rows in asked.values() for row in rows}
+        mine = self._write(state, sorted(wanted), verbs)
+        theirs, told_counts = self._exchange((wishes, asked), mine, round, verbs)
+        lessons = [
+            Lesson(row, theirs[client][row], mine[row].text, client)
+            for client in theirs
+            for row in asked[client]
+        ]
+        kept = usable(lessons, self.pool, self.rules.guard)
+        scores = {client: found.scores for client, found in allocated.items()}
+        record = _record((wishes, asked), (mine, theirs), self.pool, len(kept)) | {"scrubbed": told_counts}
+        return Traded(tuple(kept), scores, record)
+
+    def learn(self, traded: Traded, state: State, round: Round, verbs: Verbs) -> tuple[State, Record]:
+        """Steps D and F: the LLM learns from its clients' paths, then all filters from what it was worth."""
+        record, tutor = dict(traded.record), self.teacher.tutor
+        cohort = tuple(sorted(record["wanted"]))
+        if cohort:
+            record["slm"] = dict(verbs.gather(f"{TEACH}learn", None, replace(round, cohort=cohort)).sums)
+        if tutor is None or state.llm is None:
+            return state, record
+        rng = round.rng("distil", SERVER)
+        course = Course(state.llm, self._reference(), traded.lessons, (), rng, round.span)
+        [taught] = tutor.teach([course])
+        sums: dict[str, float] = {}
+        for client, trained in taught.trained.items():
+            view = self._view(client, None, state, round)
+            memory = self.allocator.learn(view, self._memory(client, round), trained)
+            self.shelf.put(client, "memory", round.index, {}, memory)
+            for name, value in promise_kept(traded.scores[client], trained).items():
+                sums[name] = sums.get(name, 0.0) + value
+        facts = {"loss": taught.loss, "pairs": taught.pairs, "tokens": taught.tokens, "cut": taught.cut}
+        record["llm"] = {**facts, **sums}
+        return state.replace(llm=taught.adapter), record
+
+    def _wishes(self, replies: Sequence[Message], verbs: Verbs) -> dict[str, Wish]:
+        """What usable replies say; the others are refused."""
+        found = {}
+        for reply in replies:
+            try:
+                found[reply.client] = self._wish(reply)
+            except ValueError as error:
+                verbs.refuse(reply, str(error))
+        return found
+
+    def _wish(self, reply: Message) -> Wish:
+        items = len(self.pool)
+        rows = rows_of(reply.facts, "rows", items)
+        probe = rows_of(reply.facts, "probe", items) if "probe" in reply.facts else []
+        losses = reply.facts.get("losses")
+        if "losses" not in self.allocator.needs:
+            return Wish(rows, probe, None)
+        if not isinstance(losses, list) or len(losses) != items:
+            raise ValueError(f"losses: expected {items} numbers")
+        return Wish(rows, probe, [float(value) for value in losses])
+
+    def _choose(self, client: str, wish: Wish, state: State, round: Round) -> Allocated:
+        """Items whose paths of this client teach the LLM."""
+        if self.teacher.tutor is None:
+            return Allocated(np.zeros(0, np.int64), np.zeros(0))
+        view = self._view(client, wish.losses, state, round)
+        return self.allocator.choose(view, self._memory(client, round))
+
+    def _write(self, state: State, rows: Sequence[int], verbs: Verbs) -> dict[int, Written]:
+        verbs.progress("write", 0, len(rows))
+        prompts = [reasoning.path_prompt(self.pool[row]) for row in rows]
+        written = self.teacher.writer(state.llm).write(prompts, self.rules.sampling)
+        return dict(zip(rows, written, strict=True))
+
+    def _exchange(
+        self,
+        what: tuple[Mapping[str, Wish], Mapping[str, list[int]]],
+        mine: Mapping[int, Written],
+        round: Round,
+        verbs: Verbs,
+    ) -> tuple[dict[str, dict[int, str]], Record]:
+        """The server's paths down; the clients' up, by client and row, and what was scrubbed in them."""
+        wishes, asked = what
+        told: dict[str, Record] = {}
+        for client, wish in wishes.items():
+            paths = [mine[row].text[: self.rules.max_chars] for row in [*wish.rows, *wish.probe]]
+            told[client] = {"paths": paths, "asked": asked[client]}
+            told[client] |= {"probe": wish.probe} if wish.probe else {}
+        theirs: dict[str, dict[int, str]] = {}
+        scrubbed: dict[str, int] = {}
+        for reply in verbs.ask(f"{TEACH}exchange", None, round, told) if told else []:
+            rows = asked[reply.client]
+            try:
+                texts = texts_of(reply.facts, "paths", len(rows), self.rules.max_chars)
+            except ValueError as error:
+                verbs.refuse(reply, str(error))
+                continue
+            theirs[reply.client] = dict(zip(rows, texts, strict=True))
+            for name, count in _counts(reply.facts.get("scrubbed")).items():
+                scrubbed[name] = scrubbed.get(name, 0) + count
+        return theirs, scrubbed
+
+    def _view(self, client: str, losses: Sequence[float] | None, state: State, round: Round) -> ModelView:
+        teacher = self.teacher
+        assert teacher.reader is not None
+        return ModelView(
+            self.pool,
+            (),
+            round,
+            f"{SERVER}/{client}",
+            teacher.reader,
+            losses,
+            lambda: np.asarray(self._losses(state), np.float64),
+            lambda count: attempts(teacher.writer(state.llm), self.pool, self.rules.sampling, count),
+        )
+
+    def _losses(self, state: State) -> list[float]:
+        """Mean token losses of the reference answers under the LLM as it is."""
+        reader = self.teacher.reader
+        assert reader is not None
+        reader.mount(state.llm)
+        found = mean_losses(reader, self.pool)
+        reader.mount(None)
+        return [round(float(value), 5) for value in np.nan_to_num(found)]
+
+    def _reference(self) -> Adapter:
+        kept = self.shelf.newest(SERVER, "reference", 1 << 30)
+        found = adapter_of(kept) if kept else None
+        assert found is not None
+        return found
+
+    def _memory(self, client: str, round: Round) -> Mapping[str, Any]:
+        kept = self.shelf.newest(client, "memory", round.index)
+        return kept.arrays if kept else {}
+
+
+def _counts(facts: Any) -> dict[str, int]:
+    """What a client says it scrubbed, as far as it can be believed."""
+    if not isinstance(facts, dict):
+        return {}
+    return {str(name)[:20]: count for name, count in facts.items() if type(count) is int and count >= 0}
+
+
+def _record(
+    what: tuple[Mapping[str, Wish], Mapping[str, list[int]]],
+    paths: tuple[Mapping[int, Written], Mapping[str, Mapping[int, str]]],
+    pool: Sequence[Example],
+    num_lessons: int,
+) -> Record:
+    """What a round's exchange came to, for rounds.jsonl.
+
+    `payload_bytes` is what the exchange must send by LaDa's own count: of each traded path its text and eight
+    bytes for its item.
+    """
+    (wishes, asked), (mine, theirs) = what, paths
+    down = sum(8 + _size(mine[row].text) for wish in wishes.values() for row in [*wish.rows, *wish.probe])
+    up = sum(8 + _size(text) for texts in theirs.values() for text in texts.values())
+    own = [(row, written.text) for row, written in mine.items()]
+    others = [(row, text) for texts in theirs.values() for row, text in texts.items()]
+    return {
+        "pool": len(pool),
+        "wanted": {client: wish.rows for client, wish in wishes.items()},
+        "probe": {client: wish.probe for client, wish in wishes.items() if wish.probe},
+        "asked": dict(asked),
+        "llm_paths": _quality(own, pool) | {"cut": sum(not written.finished for written in mine.values())},
+        "slm_paths": _quality(others, pool),
+        "llm_lessons": num_lessons,
+        "payload_bytes": down + up,
+    }
+
+
+def _quality(paths: Sequence[tuple[int, str]], pool: Sequence[Example]) -> Record:
+    """How many paths there are, end on an answer, and on the right one."""
+    said = [(reasoning.parse(text, pool[row]), pool[row]) for row, text in paths]
+    right = [reasoning.answer_of(example) == answer for answer, example in said if answer is not None]
+    return {"paths": len(paths), "answered": len(right), "right": sum(right)}
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))

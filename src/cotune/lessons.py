@@ -1,0 +1,188 @@
+"""How one model learns from reasoning paths: of two paths to an item, the peer's is preferred to its own.
+
+Paper: LaDa, https://arxiv.org/abs/2602.18749, its reasoning distillation. The same steps serve a client that
+is taught by the LLM, and the LLM that is taught by its clients; the reference is a second adapter on the same
+frozen model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from cotune import reasoning
+from cotune.models.contrast import (
+    ContrastConfig,
+    Contrasted,
+    ContrastJob,
+    Pair,
+    contrast,
+    informative,
+    reference_sums,
+)
+from cotune.models.learner import Learner
+from cotune.models.vectors import Vectors
+from cotune.pool import Trained
+from cotune.records import DELIMITER, Adapter, Example, adapter_digest
+
+Floats = npt.NDArray[np.float64]
+Sums = tuple[Floats, Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Two paths to item `row` of the pool. `owner`: the client whose path one of them is."""
+
+    row: int
+    preferred: str
+    other: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What one adapter learns from in one round. `reference`: the frozen one it is measured against; `probe`:
+    lessons that are only measured, before and after; `span`: as in `TuneJob`."""
+
+    adapter: Adapter
+    reference: Adapter
+    lessons: Sequence[Lesson]
+    probe: Sequence[Lesson]
+    rng: np.random.Generator
+    span: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """A finished course: the new adapter, what was recorded for each owner, and sums over pairs."""
+
+    adapter: Adapter
+    trained: Mapping[str, Trained]
+    loss: float
+    pairs: int
+    tokens: int
+    cut: int
+
+
+def usable(lessons: Sequence[Lesson], pool: Sequence[Example], guard: bool) -> list[Lesson]:
+    """Lessons whose two paths differ and are both there, and, under `guard`, whose preferred one is right.
+
+    Args:
+        lessons: as they came.
+        pool: the public items.
+        guard: off, a party learns from whatever its peer wrote, as printed.
+    """
+    told = [lesson for lesson in lessons if lesson.preferred.strip() and lesson.other.strip()]
+    if guard:
+        told = [lesson for lesson in told if reasoning.is_right(lesson.preferred, pool[lesson.row])]
+    return [told[i] for i in informative([Pair("", lesson.preferred, lesson.other) for lesson in told])]
+
+
+@dataclass(frozen=True, slots=True)
+class Tutor:
+    """One model that is taught.
+
+    Attributes:
+        learner: the model and its adapters.
+        pool: the public items.
+        config: the preference loss and how it is minimised.
+        known: sums of paths under references, kept on disk; they never change.
+        tokens: positions per forward pass where nothing is trained.
+    """
+
+    learner: Learner
+    pool: Sequence[Example]
+    config: ContrastConfig
+    known: Vectors
+    tokens: int
+
+    def teach(self, courses: Sequence[Course]) -> list[Taught]:
+        """Train each course's adapter on its lessons; one without lessons keeps its adapter."""
+        if not self.config.tune.epochs:
+            courses = [replace(course, lessons=(), probe=()) for course in courses]
+        references = [self.sums(course.reference, course.lessons) for course in courses]
+        before = [self._preference(course.adapter, course) for course in courses]
+        jobs = [
+            ContrastJob(self._pairs(course.lessons), course.adapter, reference, course.rng, course.span)
+            for course, reference in zip(courses, references, strict=True)
+        ]
+        learner = self.learner
+        done = contrast(learner.lm, learner.stack, jobs, self.config, learner.limit, learner.tick)
+        after = [self._preference(found.adapter, course) for found, course in zip(done, courses, strict=True)]
+        return [
+            _taught(course, found, [*old, *new])
+            for course, found, old, new in zip(courses, done, before, after, strict=True)
+        ]
+
+    def sums(self, reference: Adapter, lessons: Sequence[Lesson]) -> Sums:
+        """Log-probabilities of both paths of each lesson under a frozen adapter.
+
+        They are kept for the whole list of lessons: what stands in a forward pass together changes the last
+        bits of a sum, and a resumed run must find the very bits.
+        """
+        pairs = self._pairs(lessons)
+        if not pairs:
+            return np.zeros(0), np.zeros(0)
+        key = self._key(reference, pairs)
+        found = self.known.get([key]).get(key)
+        if found is None:
+            found = np.concatenate(self._read(reference, pairs)).astype(np.float32)
+            self.known.put({key: found})
+        preferred, other = found.astype(np.float64).reshape(2, -1)
+        return preferred, other
+
+    def _preference(self, adapter: Adapter, course: Course) -> list[float]:
+        """Mean preference probability on the probe, in a list; an empty one without a probe."""
+        if not course.probe:
+            return []
+        now, then = self._read(adapter, self._pairs(course.probe)), self.sums(course.reference, course.probe)
+        margins = (now[0] - then[0]) - (now[1] - then[1])
+        return [float(np.mean(1.0 / (1.0 + np.exp(-np.clip(self.config.beta * margins, -500, 500)))))]
+
+    def _read(self, adapter: Adapter, pairs: Sequence[Pair]) -> Sums:
+        learner = self.learner
+        learner.stack.load([adapter])
+        found = reference_sums(learner.lm, pairs, max_length=self.config.tune.max_length, tokens=self.tokens)
+        learner.stack.load([])
+        return found
+
+    def _pairs(self, lessons: Sequence[Lesson]) -> list[Pair]:
+        return [
+            Pair(reasoning.path_prompt(self.pool[one.row]), following(one.preferred), following(one.other))
+            for one in lessons
+        ]
+
+    def _key(self, reference: Adapter, pairs: Sequence[Pair]) -> bytes:
+        how = ("sums", "1", self.learner.lm.fingerprint, adapter_digest(reference))
+        texts = (text for pair in pairs for text in (pair.prompt, pair.preferred, pair.other))
+        named = "\x1f".join((*how, str(self.config.tune.max_length), str(self.tokens), *texts))
+        return hashlib.sha256(named.encode("utf-8", "surrogatepass")).digest()
+
+
+def following(path: str) -> str:
+    """A path as the text that follows its prompt."""
+    return DELIMITER + path.strip()
+
+
+def with_pace(config: ContrastConfig, **changes: object) -> ContrastConfig:
+    """The same loss, trained otherwise: learning rate, batch size, passes."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    return replace(config, tune=config.tune.model_copy(update=given))
+
+
+def _taught(course: Course, found: Contrasted, probe: Sequence[float]) -> Taught:
+    records = found.records
+    owners = [course.lessons[record.row].owner for record in records]
+    rows = np.array([course.lessons[record.row].row for record in records], np.int64)
+    batches = np.array([0 if probe else record.batch for record in records], np.int64)
+    margins = np.array([record.margin for record in records], np.float64)
+    means = np.array([record.preferred_mean for record in records], np.float64)
+    trained = {}
+    for owner in dict.fromkeys(owners):
+        own = np.array([each == owner for each in owners])
+        trained[owner] = Trained(rows[own], batches[own], margins[own], means[own], np.array(probe))
+    return Taught(found.adapter, trained, found.loss, len(records), found.tokens, found.cut)

@@ -1,0 +1,323 @@
+"""Texts from a chat endpoint that speaks OpenAI's protocol: vLLM, llama.cpp's server, or a hosted model.
+
+Answers are read field by field, because servers leave out what they like. What an endpoint says about an
+error is never repeated: it may quote the prompt or the key. Needs the extra `endpoint`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from cotune.errors import ConfigError, CotuneError, RunError
+from cotune.plugins import PluginConfig
+from cotune.records import Keep, Sampling, Written
+
+if TYPE_CHECKING:
+    from httpx2 import AsyncClient, Response
+
+LONGEST_WAIT = 120.0
+"""Seconds between two tries at most; an endpoint that wants more has the run stopped, to be resumed."""
+_CONNECT_SECONDS = 10.0
+_LETTERS_PER_TOKEN = 4
+"""A rule of thumb for English, used where an endpoint does not count."""
+
+
+class EndpointSettings(PluginConfig):
+    """Where an endpoint is, what it is asked for, and with how much patience."""
+
+    url: str = Field(pattern="^https?://", description="up to and with /v1, such as http://localhost:8000/v1")
+    model: str = Field(min_length=1, description="as the endpoint calls it")
+    api_key_env: str | None = Field(
+        None, description="name of the environment variable that holds the key; never the key itself"
+    )
+    concurrency: int = Field(8, gt=0, description="requests under way at a time")
+    timeout_seconds: float = Field(120.0, gt=0, description="for one answer")
+    max_retries: int = Field(6, ge=0, description="further tries of one request before the run stops")
+    length_key: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="what the endpoint calls the length cap; some hosted models want the other"
+    )
+    price_in: float | None = Field(None, ge=0, description="of a million tokens read, in any currency")
+    price_out: float | None = Field(None, ge=0, description="of a million tokens written")
+
+
+@dataclass(slots=True)
+class Usage:
+    """What an endpoint has answered so far.
+
+    num_empty: answers without a text that can be used; num_estimated: answers whose tokens it did not count,
+    so that they are estimated from the length of the texts.
+    """
+
+    num_answers: int = 0
+    num_empty: int = 0
+    num_estimated: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+class _Trouble(NamedTuple):
+    """Why a try gave no answer, and how many seconds the endpoint wants to be left alone."""
+
+    what: str
+    wait: float = 0.0
+
+
+class EndpointWriter:
+    """See `cotune.pool.Writer`. `usage` counts over all calls of `write`.
+
+    Args:
+        settings: where and how.
+        backoff_seconds: before the second try; it doubles from try to try.
+
+    Raises:
+        ConfigError: the address, the name of the key's variable or the key cannot be used.
+    """
+
+    def __init__(self, settings: EndpointSettings, backoff_seconds: float = 0.5) -> None:
+        self.settings, self.backoff_seconds, self.usage = settings, backoff_seconds, Usage()
+        _check_address(settings.url)
+        _key(settings)
+
+    @property
+    def fingerprint(self) -> str:
+        """The address and the model's name there; nothing else is known about an endpoint."""
+        return f"{self.settings.url.rstrip('/')}#{self.settings.model}"
+
+    @property
+    def cost(self) -> float | None:
+        """Of all answers so far; None without a price."""
+        prices = (self.settings.price_in, self.settings.price_out)
+        if prices == (None, None):
+            return None
+        return (self.usage.tokens_in * (prices[0] or 0) + self.usage.tokens_out * (prices[1] or 0)) / 1e6
+
+    def write(self, prompts: Sequence[str], sampling: Sampling, keep: Keep | None = None) -> list[Written]:
+        """What the endpoint answers to each prompt, as one message of a user.
+
+        Raises:
+            RunError: it cannot be reached, is overloaded or fails, also after further tries.
+            ConfigError: it refuses the key, the model or the request.
+        """
+        return asyncio.run(self._write_all(prompts, sampling, keep))
+
+    async def _write_all(
+        self, prompts: Sequence[str], sampling: Sampling, keep: Keep | None
+    ) -> list[Written]:
+        import httpx2
+
+        found: dict[int, Written] = {}
+        troubles: list[CotuneError] = []
+        waiting = iter(enumerate(prompts))  # each prompt goes to the first worker that is free
+        key = _key(self.settings)
+
+        async def work() -> None:
+            for row, prompt in waiting:
+                try:
+                    response = await self._answer(client, self._body(prompt, sampling))
+                except CotuneError as trouble:
+                    troubles.append(trouble)
+                    return
+                found[row] = self._read(response, prompt, sampling)
+                if keep:
+                    keep({row: found[row]})
+                if troubles:  # what is under way is waited for and kept; nothing new is asked
+                    return
+
+        settings = self.settings
+        async with (
+            httpx2.AsyncClient(
+                base_url=settings.url,
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx2.Timeout(settings.timeout_seconds, connect=_CONNECT_SECONDS),
+                limits=httpx2.Limits(max_connections=settings.concurrency),
+            ) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            for _ in range(min(settings.concurrency, len(prompts))):
+                group.create_task(work())
+        if troubles:
+            raise troubles[0]
+        return [found[row] for row in range(len(prompts))]
+
+    def _body(self, prompt: str, sampling: Sampling) -> dict[str, Any]:
+        """A request; what would change nothing is left out, because not every server knows it."""
+        body: dict[str, Any] = {
+            "model": self.settings.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": sampling.temperature,
+            self.settings.length_key: sampling.max_new_tokens,
+        }
+        if sampling.temperature:
+            body["seed"] = sampling.seed % 2**31
+        if sampling.temperature and sampling.top_p < 1:
+            body["top_p"] = sampling.top_p
+        if sampling.stop:
+            body["stop"] = list(sampling.stop)
+        return body
+
+    async def _answer(self, client: AsyncClient, body: dict[str, Any]) -> Response:
+        """The answer to one request, after as many tries as are allowed."""
+        num_tries = 0
+        while True:
+            found = await self._try(client, body)
+            if not isinstance(found, _Trouble):
+                return found
+            pause = min(LONGEST_WAIT, self.backoff_seconds * 2.0 ** min(num_tries, 20))
+            num_tries += 1
+            if found.wait > LONGEST_WAIT or num_tries > self.settings.max_retries:
+                raise self._gave_up(found, num_tries)
+            await asyncio.sleep(max(found.wait, pause))
+
+    def _gave_up(self, last: _Trouble, num_tries: int) -> RunError:
+        tries = "1 try" if num_tries == 1 else f"{num_tries} tries"
+        asks = f", and it wants to be left alone for {last.wait:.0f} s" if last.wait > LONGEST_WAIT else ""
+        return RunError(
+            f"{self._where}: gave up after {tries}, the last one: {last.what}{asks}. "
+            "See that it runs and has capacity left"
+        )
+
+    async def _try(self, client: AsyncClient, body: dict[str, Any]) -> Response | _Trouble:
+        import httpx2
+
+        try:
+            async with asyncio.timeout(self.settings.timeout_seconds):
+                response = await client.post("chat/completions", json=body)
+        except httpx2.ConnectTimeout:
+            return _Trouble(f"no connection within {_CONNECT_SECONDS:g} s")
+        except (httpx2.TimeoutException, TimeoutError):
+            return _Trouble(f"no answer within {self.settings.timeout_seconds:g} s")
+        except httpx2.ConnectError as error:
+            return _Trouble(f"no connection ({error})")
+        except httpx2.RequestError as error:
+            return _Trouble(f"the connection broke ({type(error).__name__})")
+        if response.is_success:
+            return response
+        status, code = response.status_code, _error_code(response)
+        what = f"HTTP {status}, {code}" if code else f"HTTP {status}"
+        if code == "insufficient_quota":
+            raise RunError(f"{self._where}: what the key may spend is used up ({what}). Raise its limit")
+        if status in (408, 409, 425, 429) or status >= 500:
+            return _Trouble(what, _wanted_wait(response.headers.get("retry-after", "")))
+        raise ConfigError(f"{self._where}: {self._cure(status, what)}")
+
+    @property
+    def _where(self) -> str:
+        return f"endpoint {self.settings.url}, model {self.settings.model!r}"
+
+    def _cure(self, status: int, what: str) -> str:
+        """What a user does about a refusal."""
+        variable = self.settings.api_key_env
+        if status in (401, 403) and variable is None:
+            return f"it wants a key ({what}). Name the environment variable that holds one: api_key_env"
+        if status in (401, 403):
+            return f"it refuses the key in ${variable} ({what}). Put one there that may use this model"
+        if status == 404:
+            return f"no such model or no such address ({what}). Compare with {self.settings.url}/models"
+        return (
+            f"it refuses the request ({what}). Expected an endpoint that takes temperature, "
+            f"{self.settings.length_key}, and seed, top_p and stop where they are set, and that can read the "
+            "longest prompt together with max_new_tokens"
+        )
+
+    def _read(self, response: Response, prompt: str, sampling: Sampling) -> Written:
+        """The text of an answer, empty if there is none; counted either way."""
+        answer = _parsed(response)
+        said = _at(answer, "choices", 0, "message", "content")
+        text = sampling.cut(said) if isinstance(said, str) else ""
+        text = text if text.strip() else ""
+        counts = [_at(answer, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
+        is_counted = all(isinstance(count, int) and count >= 0 for count in counts)
+        counts = counts if is_counted else [-(-len(part) // _LETTERS_PER_TOKEN) for part in (prompt, text)]
+        self.usage.num_answers += 1
+        self.usage.num_empty += not text
+        self.usage.num_estimated += not is_counted
+        self.usage.tokens_in += counts[0]
+        self.usage.tokens_out += counts[1]
+        is_cut = _at(answer, "choices", 0, "finish_reason") in ("length", "content_filter")
+        return Written(text, counts[0], counts[1], bool(text) and not is_cut)
+
+
+def _check_address(url: str) -> None:
+    """Refuse what is no address, or holds a secret; it is not shown then."""
+    try:
+        import httpx2
+    except ImportError:
+        raise ConfigError(
+            "an endpoint needs the package httpx2, which is missing. Get it: pip install 'cotune[endpoint]'"
+        ) from None
+    try:
+        address = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        address = httpx2.URL("")
+    if not address.host or address.userinfo or address.query:
+        raise ConfigError(
+            "endpoint url: expected an address such as http://localhost:8000/v1, without user name, password "
+            "or question mark; a key belongs in an environment variable, see api_key_env"
+        )
+
+
+def _key(settings: EndpointSettings) -> str:
+    """The key, read where it is used and kept nowhere; empty if there is none.
+
+    Raises:
+        ConfigError: the variable's name or its value cannot be right; neither is shown if it may be the key.
+    """
+    name = settings.api_key_env
+    if name is None:
+        return ""
+    if not re.fullmatch("[A-Z_][A-Z0-9_]*", name):
+        raise ConfigError(
+            "endpoint api_key_env: expected the name of an environment variable in capitals, such as "
+            "OPENAI_API_KEY. What stands there is not shown, because it may be the key itself"
+        )
+    key = os.environ.get(name, "").strip()
+    if not re.fullmatch("[!-~]+", key):
+        state = "holds characters that no key has" if key else "is not set"
+        raise ConfigError(f"endpoint api_key_env: the environment variable {name} {state}. Put the key there")
+    return key
+
+
+def _parsed(response: Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _at(value: Any, *path: str | int) -> Any:
+    """What stands at a place in parsed JSON; None if there is no such place."""
+    for step in path:
+        try:
+            value = value[step]
+        except (LookupError, TypeError):
+            return None
+    return value
+
+
+def _error_code(response: Response) -> str:
+    """The kind of an error, where the endpoint names one: a word, so that it can quote nothing."""
+    answer = _parsed(response)
+    codes = [_at(answer, "error", "code"), _at(answer, "error", "type")]
+    return next((code for code in codes if isinstance(code, str) and re.fullmatch("[a-z_]{1,40}", code)), "")
+
+
+def _wanted_wait(retry_after: str) -> float:
+    """Seconds that a Retry-After header asks for, as a number or as a date; 0 if it says nothing."""
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0

@@ -1,0 +1,100 @@
+"""Texts kept on disk: what a model has written once for a prompt is never written again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+from cotune.errors import RunError
+from cotune.models.kept import Kept
+from cotune.pool import Writer
+from cotune.records import Keep, Progress, Sampling, Written, silent
+
+
+class PathCache:
+    """A file of texts by key, for several processes at a time; see `Kept` for a file that is broken."""
+
+    def __init__(self, path: Path, note: Callable[[str], None] = lambda _: None) -> None:
+        self.path = path
+        self._kept = Kept(path, "paths", note)
+
+    def get(self, keys: Sequence[bytes]) -> dict[bytes, Written]:
+        """Those of the keys that are there."""
+        found = {key: _decoded(value) for key, value in self._kept.get(keys).items()}
+        return {key: written for key, written in found.items() if written is not None}
+
+    def put(self, values: Mapping[bytes, Written]) -> None:
+        """Keep some texts."""
+        self._kept.put({key: json.dumps(astuple(written)).encode() for key, written in values.items()})
+
+
+def path_key(fingerprint: str, prompt: str, sampling: Sampling) -> bytes:
+    """Names a text by all it depends on. Without randomness, neither seed nor top_p is part of that."""
+    how = sampling if sampling.temperature else replace(sampling, seed=0, top_p=1.0)
+    named = json.dumps(["path", 1, fingerprint, prompt, astuple(how)])
+    return hashlib.sha256(named.encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class CachedWriter:
+    """See `cotune.pool.Writer`: another writer, asked only for what is not in the cache, and once.
+
+    A text is kept as soon as it is there, so that what a stopped run has written is found by the next one. An
+    empty text is no path: it is not kept, and asked for again. `progress` hears how many texts are there.
+    """
+
+    writer: Writer
+    cache: PathCache
+    progress: Progress = silent
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the writer."""
+        return self.writer.fingerprint
+
+    def write(self, prompts: Sequence[str], sampling: Sampling, keep: Keep | None = None) -> list[Written]:
+        """A text for each prompt, out of the cache or new.
+
+        Raises:
+            RunError: the writer failed; says how many texts are kept.
+        """
+        fingerprint = self.writer.fingerprint
+        keys = [path_key(fingerprint, prompt, sampling) for prompt in prompts]
+        asked = dict(zip(keys, prompts, strict=True))
+        found = self.cache.get(list(asked))
+        missing = [key for key in asked if key not in found]
+
+        def tell(some: Mapping[bytes, Written]) -> None:
+            self.progress("write", sum(key in found for key in keys), len(keys))
+            if keep and some:
+                keep({row: some[key] for row, key in enumerate(keys) if key in some})
+
+        def store(new: Mapping[int, Written]) -> None:
+            fresh = {missing[number]: written for number, written in new.items()}
+            self.cache.put({key: written for key, written in fresh.items() if written.text})
+            found.update(fresh)
+            tell(fresh)
+
+        tell(dict(found))
+        try:
+            new = self.writer.write([asked[key] for key in missing], sampling, store) if missing else []
+        except RunError as error:
+            num_kept = sum(key in found and bool(found[key].text) for key in keys)
+            raise RunError(
+                f"{error}. {num_kept} of {len(keys)} texts are kept in {self.cache.path}; the others are "
+                "asked for when the run goes on: cotune resume"
+            ) from error
+        found |= zip(missing, new, strict=True)
+        return [found[key] for key in keys]
+
+
+def _decoded(value: bytes) -> Written | None:
+    """None for what cannot have been kept here."""
+    try:
+        text, tokens_in, tokens_out, finished = json.loads(value)
+        return Written(str(text), int(tokens_in), int(tokens_out), bool(finished))
+    except (ValueError, TypeError):
+        return None

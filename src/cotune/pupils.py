@@ -1,0 +1,262 @@
+"""The clients' half of teaching: they say which public items teach them, trade reasoning paths, and learn.
+
+Paper: LaDa, https://arxiv.org/abs/2602.18749, steps A to C and F of a round. A client's reference is its
+model tuned once on its own examples; it, the filter, and every loss stay on the client. What leaves it are
+numbers of items, and, for the items that the server asked for, its paths, capped and scrubbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from cotune import reasoning
+from cotune.lessons import Course, Lesson, Tutor, usable
+from cotune.models.tune import TuneJob
+from cotune.pool import Allocator, Trained, Writer
+from cotune.pool_view import ModelView, attempts, mean_losses, rows_of, texts_of
+from cotune.protocols import Client, Given, Reader, Reply
+from cotune.records import (
+    Adapter,
+    Example,
+    Message,
+    Round,
+    Sampling,
+    adapter_header,
+    adapter_of,
+    derived_rng,
+)
+from cotune.scrub import Scrubber
+from cotune.shelf import Shelf
+
+SERVER = "server"
+RECORDED = ("rows", "batches", "margins", "log_probs", "probe")
+"""The arrays of a `Trained`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What both sides keep to.
+
+    guard: only right paths teach. probe: items that are only measured. sampling: how paths are written.
+    max_chars: longest path that is believed. private_paths: clients tune on their rationales too.
+    """
+
+    guard: bool
+    probe: int
+    sampling: Sampling
+    max_chars: int
+    private_paths: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pupils:
+    """The clients of one process, all with the same model.
+
+    Attributes:
+        tutor: how the model learns; allocator: which items do it good.
+        writer: the model, writing with an adapter; reader: the model, being read from.
+        scrubber: what a path goes through before it leaves.
+    """
+
+    tutor: Tutor
+    allocator: Allocator
+    writer: Callable[[Adapter | None], Writer]
+    reader: Reader
+    scrubber: Scrubber
+    shelf: Shelf
+    rules: Rules
+
+    def step(self, action: str, given: Sequence[Given], clients: Sequence[Client]) -> list[Reply]:
+        """One of `choose`, `exchange`, `learn`; one reply each, in order."""
+        if action == "choose":
+            self._prepare(given, clients)
+        do = {"choose": self._choose, "exchange": self._exchange, "learn": self._learn}[action]
+        return [do(told, client) for told, client in zip(given, clients, strict=True)]
+
+    def before_tuning(
+        self, starts: Sequence[Adapter], clients: Sequence[Client]
+    ) -> tuple[list[Adapter], list[Client]]:
+        """A client learns from this round's lessons, then tunes on its examples and on their rationales."""
+        if not self.rules.private_paths:
+            return self.distil(starts, clients), list(clients)
+        both = [replace(client, examples=(*client.examples, *_paths(client))) for client in clients]
+        return self.distil(starts, clients), both
+
+    def distil(self, starts: Sequence[Adapter], clients: Sequence[Client]) -> list[Adapter]:
+        """Adapters after this round's lessons; a client without lessons starts as sent."""
+        courses = [self._course(start, client) for start, client in zip(starts, clients, strict=True)]
+        done = self.tutor.teach(courses)
+        for client, taught in zip(clients, done, strict=True):
+            facts = {"loss": taught.loss, "pairs": taught.pairs, "tokens": taught.tokens, "cut": taught.cut}
+            for trained in taught.trained.values():
+                self.shelf.put(client.id, "trained", client.round.index, facts, trained_arrays(trained))
+        return [taught.adapter for taught in done]
+
+    def _prepare(self, given: Sequence[Given], clients: Sequence[Client]) -> None:
+        """Keep the adapter that came; tune the reference of those that have none yet."""
+        new = []
+        for told, client in zip(given, clients, strict=True):
+            assert told.adapter is not None
+            self._keep(client.id, "start", client.round.index, told.adapter)
+            if self.shelf.newest(client.id, "reference", client.round.index + 1) is None:
+                new.append((told.adapter, client))
+        jobs = [
+            TuneJob(_paths(client) or client.examples, adapter, client.rng("reference"))
+            for adapter, client in new
+        ]
+        for (_, client), tuned in zip(new, self.tutor.learner.tune(jobs), strict=True):
+            self._keep(client.id, "reference", client.round.index, tuned.adapter)
+
+    def _choose(self, told: Given, client: Client) -> Reply:
+        view = self._view(client, told.facts.get("losses"))
+        allocated = self.allocator.choose(view, self._memory(client))
+        index, rows = client.round.index, np.asarray(allocated.rows, np.int64)
+        self.shelf.put(client.id, "chosen", index, {}, {"rows": rows, "scores": allocated.scores})
+        facts: dict[str, Any] = {"rows": rows.tolist()}
+        if self.rules.probe and self.shelf.newest(client.id, "probe", index + 1) is None:
+            facts["probe"] = probe_rows(client.round, client.id, self.rules.probe, view.num_items)
+        if "losses" in self.allocator.needs:
+            facts["losses"] = [round(float(value), 5) for value in self._losses(client)]
+        return Reply(facts=facts)
+
+    def _exchange(self, told: Given, client: Client) -> Reply:
+        """Write one's own paths; keep both sides' of the items that teach; hand over what was asked for."""
+        items, index = len(self.tutor.pool), client.round.index
+        chosen = self.shelf.get(client.id, "chosen", index)
+        assert chosen is not None
+        rows = chosen.arrays["rows"].tolist()
+        probe = rows_of(told.facts, "probe", items) if "probe" in told.facts else []
+        asked = rows_of(told.facts, "asked", items)
+        theirs = texts_of(told.facts, "paths", len(rows) + len(probe), self.rules.max_chars)
+        paths = dict(zip([*rows, *probe], theirs, strict=True))
+        own = self._write(client, sorted({*paths, *asked}))
+        self._keep_lessons(client, "lessons", rows, (paths, own))
+        if probe:
+            self._keep_lessons(client, "probe", probe, (paths, own))
+        scrubbed = [self.scrubber.scrub(own[row]) for row in asked]
+        counts = {name: sum(one.counts[name] for one in scrubbed) for one in scrubbed for name in one.counts}
+        return Reply(facts={"paths": [one.text for one in scrubbed], "scrubbed": counts})
+
+    def _learn(self, _told: Given, client: Client) -> Reply:
+        """The filter learns what this round's items were worth; only sums over items are told."""
+        index = client.round.index
+        kept = self.shelf.get(client.id, "trained", index)
+        if kept is None:
+            return Reply(sums={"clients": 1.0, "pairs": 0.0})
+        trained = trained_of(kept)
+        memory = self.allocator.learn(self._view(client, None), self._memory(client), trained)
+        self.shelf.put(client.id, "memory", index, {}, memory)
+        chosen = self.shelf.get(client.id, "chosen", index)
+        scores = chosen.arrays["scores"] if chosen else np.zeros(0)
+        facts = {name: float(kept.facts[name]) for name in ("loss", "pairs", "tokens", "cut")}
+        return Reply(sums={"clients": 1.0, **facts, **promise_kept(scores, trained)})
+
+    def _course(self, start: Adapter, client: Client) -> Course:
+        index = client.round.index
+        reference = self._adapter(client.id, "reference", index + 1)
+        lessons = self.shelf.get(client.id, "lessons", index)
+        probe = self.shelf.newest(client.id, "probe", index + 1)
+        return Course(
+            start,
+            reference or start,
+            self._usable(lessons) if reference else [],
+            self._usable(probe) if reference else [],
+            client.rng("distil"),
+            client.round.span,
+        )
+
+    def _usable(self, kept: Message | None) -> list[Lesson]:
+        lessons = [Lesson(*one) for one in kept.facts["lessons"]] if kept else []
+        return usable(lessons, self.tutor.pool, self.rules.guard)
+
+    def _keep_lessons(
+        self,
+        client: Client,
+        name: str,
+        rows: Sequence[int],
+        paths: tuple[Mapping[int, str], Mapping[int, str]],
+    ) -> None:
+        theirs, own = paths
+        lessons = [[row, theirs[row], own[row], SERVER] for row in rows]
+        self.shelf.put(client.id, name, client.round.index, {"lessons": lessons}, {})
+
+    def _write(self, client: Client, rows: Sequence[int]) -> dict[int, str]:
+        """Paths of the client's model: in its first round the reference, later what it was sent."""
+        index = client.round.index
+        is_new = self.shelf.get(client.id, "reference", index) is not None
+        adapter = self._adapter(client.id, "reference" if is_new else "start", index + 1)
+        prompts = [reasoning.path_prompt(self.tutor.pool[row]) for row in rows]
+        written = self.writer(adapter).write(prompts, self.rules.sampling)
+        return {row: one.text for row, one in zip(rows, written, strict=True)}
+
+    def _view(self, client: Client, peer_losses: Sequence[float] | None) -> ModelView:
+        return ModelView(
+            self.tutor.pool,
+            client.examples,
+            client.round,
+            client.id,
+            self.reader,
+            peer_losses,
+            lambda: self._losses(client),
+            lambda count: self._attempts(client, count),
+        )
+
+    def _losses(self, client: Client) -> Any:
+        self.reader.mount(self._adapter(client.id, "start", client.round.index + 1))
+        found = mean_losses(self.reader, self.tutor.pool)
+        self.reader.mount(None)
+        return found
+
+    def _attempts(self, client: Client, count: int) -> list[tuple[str, ...]]:
+        writer = self.writer(self._adapter(client.id, "start", client.round.index + 1))
+        return attempts(writer, self.tutor.pool, self.rules.sampling, count)
+
+    def _memory(self, client: Client) -> Mapping[str, Any]:
+        kept = self.shelf.newest(client.id, "memory", client.round.index)
+        return kept.arrays if kept else {}
+
+    def _keep(self, owner: str, name: str, round: int, adapter: Adapter) -> None:
+        self.shelf.put(owner, name, round, {"adapter": adapter_header(adapter)}, adapter.arrays)
+
+    def _adapter(self, owner: str, name: str, before: int) -> Adapter | None:
+        kept = self.shelf.newest(owner, name, before)
+        return adapter_of(kept) if kept else None
+
+
+def _paths(client: Client) -> tuple[Example, ...]:
+    """The client's examples as texts that reason, where they have a rationale."""
+    return tuple(reasoning.on_path(one, one.rationale) for one in client.examples if one.rationale.strip())
+
+
+def probe_rows(round: Round, owner: str, count: int, num_items: int) -> list[int]:
+    """Items on which a party is only measured: the same in every round, at most a tenth of the pool."""
+    rng = derived_rng(round.seed, "probe", owner)
+    drawn = rng.permutation(num_items)[: min(count, num_items // 10)]
+    return sorted(drawn.tolist())
+
+
+def trained_arrays(trained: Trained) -> dict[str, Any]:
+    """What was recorded, as arrays by name."""
+    return {name: getattr(trained, name) for name in RECORDED}
+
+
+def trained_of(kept: Message) -> Trained:
+    """The reverse."""
+    return Trained(**{name: kept.arrays[name] for name in RECORDED})
+
+
+def promise_kept(scores: Any, trained: Trained) -> dict[str, float]:
+    """Sums from which the correlation of an item's score with its margin after training follows.
+
+    Items whose score is not known are left out; there are none before the filter has learned something.
+    """
+    rows = np.asarray(trained.rows, np.int64)
+    known = np.isfinite(scores[rows]) if len(scores) else np.zeros(len(rows), bool)
+    u, z = np.asarray(scores)[rows[known]] if len(scores) else np.zeros(0), trained.margins[known]
+    names = ("scored", "u", "z", "uu", "zz", "uz")
+    values = (float(known.sum()), u.sum(), z.sum(), (u * u).sum(), (z * z).sum(), (u * z).sum())
+    return {name: float(value) for name, value in zip(names, values, strict=True)}

@@ -1,0 +1,51 @@
+"""What a party keeps between the steps of teaching: a file a name and round, written whole or not at all.
+
+Nothing in it ever travels. A step that is done again after a crash writes the same file again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cotune.choices import client_folder
+from cotune.codec import decode, encode
+from cotune.records import Array, Message
+
+_ROUND = re.compile(r"(\d{6})\.msg")
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """`owner` is a client: its own things on its side, on the server the things about it."""
+
+    folder: Path
+
+    def put(
+        self, owner: str, name: str, round: int, facts: Mapping[str, Any], arrays: Mapping[str, Array]
+    ) -> None:
+        """Keep some facts and arrays under a name."""
+        path = self._folder(owner, name) / f"{round:06d}.msg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_bytes(encode(Message(owner, round, name, arrays, dict(facts))))
+        part.replace(path)
+
+    def get(self, owner: str, name: str, round: int) -> Message | None:
+        """What was kept in exactly this round."""
+        path = self._folder(owner, name) / f"{round:06d}.msg"
+        return decode(path.read_bytes()) if path.is_file() else None
+
+    def newest(self, owner: str, name: str, before: int) -> Message | None:
+        """What was kept last before a round."""
+        folder = self._folder(owner, name)
+        names = [path.name for path in folder.glob("*.msg")] if folder.is_dir() else []
+        rounds = [int(found[1]) for found in map(_ROUND.fullmatch, names) if found]
+        older = [index for index in rounds if index < before]
+        return self.get(owner, name, max(older)) if older else None
+
+    def _folder(self, owner: str, name: str) -> Path:
+        return client_folder(self.folder, owner) / "teaching" / name

@@ -1,0 +1,163 @@
+"""Whole tiny runs in which models teach each other: any allocator, both hosts, resuming, and what crosses."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+import tiny
+from cotune import plugins, report, session
+from cotune.errors import ConfigError
+from cotune.lessons import Tutor
+
+ALLOCATORS = plugins.names("allocator")
+TEACH = {"guard": False, "path_tokens": 12, "probe": 2, "beta": 1.0, "slm_lr": 1e-2, "llm_lr": 1e-2}
+ROLES = ("slm", "llm")
+
+
+def lines(folder):
+    return [line["teaching"] for line in report.read_rounds(folder) if line.get("teaching")]
+
+
+def adapters(folder):
+    return [tiny.adapter_bytes(folder, role) for role in ROLES]
+
+
+def kept(folder, name):
+    """What stands on the shelves of all owners under a name."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob(f"{name}/*.msg")}
+
+
+@pytest.mark.parametrize("allocator", ALLOCATORS)
+def test_every_allocator_runs_with_both_hosts_and_repeats(small, tmp_path, allocator):
+    options = {"strategy": "fedcollm", "allocator": allocator, "teach": TEACH}
+    found = [tiny.run(small, tmp_path / out, **options) for out in ("a", "b")]
+    assert found[0]["metrics"] == found[1]["metrics"]
+    assert adapters(tmp_path / "a") == adapters(tmp_path / "b")
+    rounds = lines(tmp_path / "a")
+    assert len(rounds) == found[0]["rounds"]
+    for line in rounds:
+        assert line["llm"]["pairs"] == line["llm_lessons"]
+        assert all(0 <= row < line["pool"] for rows in line["wanted"].values() for row in rows)
+    hosted = tiny.run(small, tmp_path / "fedavg", strategy="fedavg", allocator=allocator, teach=TEACH)
+    assert {"llm", "slm"} <= hosted["metrics"].keys()
+
+
+def test_lessons_change_both_models(small, tmp_path):
+    tiny.run(small, tmp_path / "plain")
+    tiny.run(small, tmp_path / "taught", allocator="everything", teach=TEACH)
+    plain, taught = adapters(tmp_path / "plain"), adapters(tmp_path / "taught")
+    assert all(one != other for one, other in zip(plain, taught, strict=True))
+
+
+@pytest.mark.parametrize("how", [{"epochs": 0}, {"guard": True}])
+def test_without_a_lesson_it_is_the_plain_run_bit_for_bit(small, tmp_path, how):
+    tiny.run(small, tmp_path / "plain")
+    tiny.run(small, tmp_path / "taught", allocator="everything", teach={**TEACH, **how})
+    assert adapters(tmp_path / "plain") == adapters(tmp_path / "taught")
+    if how.get("guard"):  # random models end on no right answer
+        assert all(
+            line["llm_lessons"] == 0 and line["llm_paths"]["right"] == 0
+            for line in lines(tmp_path / "taught")
+        )
+
+
+def test_a_run_stopped_in_the_middle_of_a_round_learns_the_same_filters(small, tmp_path, monkeypatch):
+    options = {"allocator": "lada", "teach": TEACH}
+    tiny.run(small, tmp_path / "whole", **options)
+    teach, calls = Tutor.teach, []
+
+    def stop(tutor, courses):
+        calls.append(courses)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return teach(tutor, courses)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tutor, "teach", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.run(small, tmp_path / "torn", **options)
+    monkeypatch.setenv("COTUNE_CACHE", str(tmp_path / "empty"))  # what was kept there does not matter
+    assert 0 < len(report.read_rounds(tmp_path / "torn")) < 3
+    tiny.run(small, tmp_path / "torn", **options)
+    assert adapters(tmp_path / "whole") == adapters(tmp_path / "torn")
+    for name in ("clients", "server"):
+        whole, torn = (kept(tmp_path / run / name, "memory") for run in ("whole", "torn"))
+        assert len(whole) == 6
+        assert whole == torn
+
+
+def test_only_the_paths_that_were_asked_for_cross_scrubbed(small, tmp_path, monkeypatch):
+    sent = []
+    ready = tiny.ready(
+        small, tmp_path, allocator="random", teach={**TEACH, "scrub": ["[a-z]"], "max_chars": 64}
+    )
+    transport = ready.federation.transport
+    send = transport.send
+
+    def watched(messages):
+        for outcome, down, up in send(messages):
+            sent.append((outcome, down, up))
+            yield outcome, down, up
+
+    monkeypatch.setattr(transport, "send", watched)
+    session.run(ready, tmp_path)
+    told = [outcome for outcome, _, _ in sent if outcome.action.startswith("teach/")]
+    assert {message.action for message in told} == {"teach/choose", "teach/exchange", "teach/learn"}
+    for message in told:
+        assert not message.arrays
+        if message.action == "teach/exchange":
+            line = lines(tmp_path)[message.round - 1]
+            assert len(message.facts["paths"]) == len(line["asked"][message.client])
+            assert not re.search("[a-z]", re.sub(r"\[(pattern|cut)\]", "", "".join(message.facts["paths"])))
+        if message.action == "teach/learn":
+            assert set(message.facts) == {"weight", "sums"}
+
+
+def test_traffic_is_the_papers_formula(small, tmp_path):
+    tiny.run(small, tmp_path, allocator="random", teach={**TEACH, "probe": 0})
+    for line in lines(tmp_path):
+        wanted = sum(map(len, line["wanted"].values()))
+        asked = sum(map(len, line["asked"].values()))
+        assert line["payload_bytes"] >= 8 * (wanted + asked)
+        assert line["slm_paths"]["paths"] == asked
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"rows": [0, 99]},
+        {"rows": [1, 1]},
+        {"rows": "all"},
+        {"rows": [0.5]},
+        {},
+    ],
+)
+def test_a_wish_that_cannot_be_is_refused_and_the_others_go_on(small, tmp_path, monkeypatch, facts):
+    ready = tiny.ready(small, tmp_path, allocator="random", teach=TEACH)
+    transport = ready.federation.transport
+    send, first = transport.send, ready.federation.clients()[0]
+
+    def spoiled(messages):
+        for outcome, down, up in send(messages):
+            if outcome.action == "teach/choose" and outcome.client == first:
+                outcome = replace(outcome, facts=facts)
+            yield outcome, down, up
+
+    monkeypatch.setattr(transport, "send", spoiled)
+    found = session.run(ready, tmp_path)
+    assert found["failures"] == 2
+    assert all(first not in line["wanted"] for line in lines(tmp_path))
+
+
+def test_clients_must_tune_what_they_are_sent(small, tmp_path):
+    with pytest.raises(ConfigError, match=r"strategy 'standalone' .* Take one of: fedavg, fedcollm"):
+        tiny.ready(small, tmp_path, strategy="standalone", allocator="lada")
+
+
+def test_there_must_be_public_examples(small, tmp_path):
+    source = tiny.raw_config(small)["data"]["sources"][0]
+    with pytest.raises(ConfigError, match="Set public_rows of a source above 0"):
+        tiny.ready(small, tmp_path, data__sources=[{**source, "public_rows": 0}], allocator="lada")
