@@ -1,5 +1,6 @@
 import json
 import math
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,7 @@ def test_leaving_layers_out_for_a_while_changes_nothing_afterwards():
 
 def test_loss_is_the_cross_entropy_that_transformers_computes():
     lm = wrap(build("llama"))
+    lm.tokenizer = deepcopy(lm.tokenizer)
     lm.tokenizer.eos_token = None
     text = "a text of fewer than sixty-four bytes, all of them in one row"
     choice = choose_layers(lm, [text], remove=1)
