@@ -8,7 +8,7 @@ demo: install ## co-tune a real LLM with four real clients, and write a report
 	$(BIN)/cotune run configs/quickstart.yaml
 
 test: install ## the default suite: offline, CPU, minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-real: install ## the real 135M model; takes several minutes
 	$(BIN)/python -m pytest -m real -p no:randomly
