@@ -18,7 +18,7 @@ from cotune import reasoning
 from cotune.host import TEACH
 from cotune.lessons import Course, Lesson, Tutor, usable
 from cotune.pool import Allocated, Allocator, Writer
-from cotune.pool_view import ModelView, attempts, mean_losses, rows_of, texts_of
+from cotune.pool_view import ModelView, attempts, mean_losses, rows_of, texts_of, told_losses
 from cotune.protocols import Reader, State, Verbs
 from cotune.pupils import SERVER, Rules, promise_kept
 from cotune.records import Adapter, Example, Message, Round, Written, adapter_header, adapter_of
@@ -144,7 +144,9 @@ class Allocation:
             return Wish(rows, probe, None)
         if not isinstance(losses, list) or len(losses) != items:
             raise ValueError(f"losses: expected {items} numbers")
-        return Wish(rows, probe, [float(value) for value in losses])
+        if not all(type(value) in (int, float) for value in losses):
+            raise ValueError("losses: one of them is no number")
+        return Wish(rows, probe, losses)
 
     def _choose(self, client: str, wish: Wish, state: State, round: Round) -> Allocated:
         """Items whose paths of this client teach the LLM."""
@@ -208,7 +210,7 @@ class Allocation:
         reader.mount(state.llm)
         found = mean_losses(reader, self.pool)
         reader.mount(None)
-        return [round(float(value), 5) for value in np.nan_to_num(found)]
+        return told_losses(found)
 
     def _reference(self) -> Adapter:
         kept = self.shelf.newest(SERVER, "reference", 1 << 30)

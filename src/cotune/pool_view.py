@@ -117,6 +117,11 @@ def mean_losses(reader: Reader, pool: Sequence[Example]) -> npt.NDArray[np.float
     return values
 
 
+def told_losses(losses: npt.NDArray[np.float64]) -> list[float]:
+    """Losses as a message holds them; 0 where an answer has no tokens, so that nobody's is below it."""
+    return [round(float(value), 5) for value in np.nan_to_num(losses)]
+
+
 def attempts(
     writer: Writer, pool: Sequence[Example], sampling: Sampling, count: int
 ) -> list[tuple[str, ...]]:

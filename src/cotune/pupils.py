@@ -17,7 +17,7 @@ from cotune import reasoning
 from cotune.lessons import Course, Lesson, Tutor, usable
 from cotune.models.tune import TuneJob
 from cotune.pool import Allocator, Trained, Writer
-from cotune.pool_view import ModelView, attempts, mean_losses, rows_of, texts_of
+from cotune.pool_view import ModelView, attempts, mean_losses, rows_of, texts_of, told_losses
 from cotune.protocols import Client, Given, Reader, Reply
 from cotune.records import (
     Adapter,
@@ -117,10 +117,10 @@ class Pupils:
         index, rows = client.round.index, np.asarray(allocated.rows, np.int64)
         self.shelf.put(client.id, "chosen", index, {}, {"rows": rows, "scores": allocated.scores})
         facts: dict[str, Any] = {"rows": rows.tolist()}
-        if self.rules.probe and self.shelf.newest(client.id, "probe", index + 1) is None:
+        if self.rules.probe and self.shelf.newest(client.id, "probe", index) is None:
             facts["probe"] = probe_rows(client.round, client.id, self.rules.probe, view.num_items)
         if "losses" in self.allocator.needs:
-            facts["losses"] = [round(float(value), 5) for value in self._losses(client)]
+            facts["losses"] = told_losses(self._losses(client))
         return Reply(facts=facts)
 
     def _exchange(self, told: Given, client: Client) -> Reply:
@@ -250,7 +250,7 @@ def trained_of(kept: Message) -> Trained:
 
 
 def promise_kept(scores: Any, trained: Trained) -> dict[str, float]:
-    """Sums from which the correlation of an item's score with its margin after training follows.
+    """Sums from which the correlation of an item's score with its margin at its turn follows.
 
     Items whose score is not known are left out; there are none before the filter has learned something.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 import pytest
@@ -89,9 +88,7 @@ def test_a_run_stopped_in_the_middle_of_a_round_learns_the_same_filters(small, t
 
 def test_only_the_paths_that_were_asked_for_cross_scrubbed(small, tmp_path, monkeypatch):
     sent = []
-    ready = tiny.ready(
-        small, tmp_path, allocator="random", teach={**TEACH, "scrub": ["[a-z]"], "max_chars": 64}
-    )
+    ready = tiny.ready(small, tmp_path, allocator="random", teach={**TEACH, "scrub": [r"\S"]})
     transport = ready.federation.transport
     send = transport.send
 
@@ -102,6 +99,8 @@ def test_only_the_paths_that_were_asked_for_cross_scrubbed(small, tmp_path, monk
 
     monkeypatch.setattr(transport, "send", watched)
     session.run(ready, tmp_path)
+    exchanged = "".join(path for m, _, _ in sent if "paths" in m.facts for path in m.facts["paths"])
+    assert "[pattern]" in exchanged
     told = [outcome for outcome, _, _ in sent if outcome.action.startswith("teach/")]
     assert {message.action for message in told} == {"teach/choose", "teach/exchange", "teach/learn"}
     for message in told:
@@ -109,18 +108,43 @@ def test_only_the_paths_that_were_asked_for_cross_scrubbed(small, tmp_path, monk
         if message.action == "teach/exchange":
             line = lines(tmp_path)[message.round - 1]
             assert len(message.facts["paths"]) == len(line["asked"][message.client])
-            assert not re.search("[a-z]", re.sub(r"\[(pattern|cut)\]", "", "".join(message.facts["paths"])))
+            assert not "".join(message.facts["paths"]).replace("[pattern]", "").strip()
         if message.action == "teach/learn":
             assert set(message.facts) == {"weight", "sums"}
 
 
-def test_traffic_is_counted_as_in_the_paper(small, tmp_path):
-    tiny.run(small, tmp_path, rounds=1, allocator="random", teach={**TEACH, "probe": 0})
-    for line in lines(tmp_path):
-        wanted = sum(map(len, line["wanted"].values()))
-        asked = sum(map(len, line["asked"].values()))
-        assert line["payload_bytes"] >= 8 * (wanted + asked)
-        assert line["slm_paths"]["paths"] == asked
+def test_traffic_is_counted_as_in_the_paper(small, tmp_path, monkeypatch):
+    """Eight bytes for an item and the bytes of its path, for every path that crosses, either way."""
+    ready = tiny.ready(small, tmp_path, rounds=1, allocator="random", teach=TEACH)
+    transport, paths = ready.federation.transport, []
+    send = transport.send
+
+    def watched(messages):
+        paths.extend(p for m in messages for p in m.facts.get("told", {}).get("paths", []))
+        for outcome, down, up in send(messages):
+            paths.extend(outcome.facts.get("paths", []))
+            yield outcome, down, up
+
+    monkeypatch.setattr(transport, "send", watched)
+    session.run(ready, tmp_path)
+    [line] = lines(tmp_path)
+    assert len(paths) > 8
+    assert line["payload_bytes"] == sum(8 + len(path.encode()) for path in paths)
+    assert line["slm_paths"]["paths"] == sum(map(len, line["asked"].values()))
+
+
+def test_rationales_prepare_both_models_and_are_tuned_on(small, tmp_path):
+    rows = [{**row, "rationale": f"It is {row['question']}."} for row in tiny.rows("places", 30)]
+    source = {"task": "multiple_choice", "train_rows": 12, "public_rows": 6, "test_rows": 6}
+    source["data"] = str(tiny.write_rows(small / "reasoned.jsonl", rows))
+    found = {}
+    for name, how in {"none": {}, "public": {"prepare": 1}, "own": {"private_paths": True}}.items():
+        teach = {**TEACH, "epochs": 0, "private_paths": False, **how}
+        options = {"rounds": 1, "data__sources": [source], "allocator": "random", "teach": teach}
+        tiny.run(small, tmp_path / name, **options)
+        found[name] = adapters(tmp_path / name)
+    assert all(one != other for one, other in zip(found["none"], found["public"], strict=True))
+    assert found["none"][0] != found["own"][0]
 
 
 @pytest.mark.parametrize(
@@ -129,10 +153,11 @@ def test_traffic_is_counted_as_in_the_paper(small, tmp_path):
         {"rows": [0, 99]},
         {"rows": [1, 1]},
         {"rows": [0.5]},
+        {"rows": [0], "losses": [None] * 12},
     ],
 )
 def test_a_wish_that_cannot_be_is_refused_and_the_others_go_on(small, tmp_path, monkeypatch, facts):
-    ready = tiny.ready(small, tmp_path, allocator="random", teach=TEACH)
+    ready = tiny.ready(small, tmp_path, allocator="loss_gap", teach=TEACH)
     transport = ready.federation.transport
     send, first = transport.send, ready.federation.clients()[0]
 

@@ -40,4 +40,8 @@ class LocalWriter:
         """What the model writes after each prompt; see `cotune.models.generate.write`."""
         if self.stack is not None:
             self.stack.load([self.adapter] if self.adapter else [])
-        return generate.write(self.lm, prompts, tokens=self.tokens, sampling=sampling, keep=keep)
+        try:
+            return generate.write(self.lm, prompts, tokens=self.tokens, sampling=sampling, keep=keep)
+        finally:
+            if self.stack is not None:  # whoever uses the model next finds it bare
+                self.stack.load([])
