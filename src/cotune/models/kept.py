@@ -8,10 +8,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
+from filelock import FileLock
+
 from cotune.errors import RunError
 
 T = TypeVar("T")
 _AT_ONCE = 500
+_WAIT = 60.0
+"""Seconds to wait for another process."""
 _BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
 """Damaged, no database at all, or one with other columns; the low byte of SQLite's code."""
 
@@ -20,6 +24,7 @@ class Kept:
     """One SQLite file. A write is whole or absent, also if the process is killed.
 
     A file that cannot be read as one is moved aside, never overwritten; `note` is told, and a new one begun.
+    Every use holds a lock beside the file: SQLite's own does not cover a file that is renamed while in use.
     """
 
     def __init__(self, path: Path, table: str, note: Callable[[str], None]) -> None:
@@ -56,46 +61,31 @@ class Kept:
         Raises:
             RunError: the file can be neither used nor replaced.
         """
-        which = _identity(self.path)
         try:
-            try:
-                return self._once(use)
-            except sqlite3.Error as error:
-                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _BROKEN:
-                    raise
-                self._move_aside(which, error)
-                return self._once(use)
+            with FileLock(f"{self.path}.lock", timeout=_WAIT, poll_interval=0.005):
+                try:
+                    return self._once(use)
+                except sqlite3.Error as error:
+                    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _BROKEN:
+                        raise
+                    self._move_aside(error)
+                    return self._once(use)
         except (sqlite3.Error, OSError) as error:
             raise _unusable(self.path, error) from error
 
     def _once(self, use: Callable[[sqlite3.Connection], T]) -> T:
         columns = "(key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
-        with closing(sqlite3.connect(self.path, timeout=60)) as file, file:
+        with closing(sqlite3.connect(self.path, timeout=_WAIT)) as file, file:
             file.execute(f"CREATE TABLE IF NOT EXISTS {self.table} {columns}")
             return use(file)
 
-    def _move_aside(self, which: tuple[int, int], error: Exception) -> None:
-        """Rename the file, unless another process already has."""
-        if _identity(self.path) != which:
-            return
+    def _move_aside(self, error: Exception) -> None:
         number, aside = 1, self.path.with_name(f"{self.path.name}.broken")
         while aside.exists():
             number += 1
             aside = self.path.with_name(f"{self.path.name}.broken-{number}")
-        try:
-            self.path.replace(aside)
-        except FileNotFoundError:
-            return
+        self.path.replace(aside)
         self.note(f"{self.path}: no readable cache ({error}); moved to {aside.name}, a new one is begun")
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    """Says whether a path still is the same file."""
-    try:
-        state = path.stat()
-    except OSError:
-        return (0, 0)
-    return state.st_dev, state.st_ino
 
 
 def _unusable(path: Path, error: Exception) -> RunError:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from cotune.errors import RunError
 from cotune.models import kept
@@ -65,24 +68,21 @@ def test_files_that_were_moved_aside_before_stay(tmp_path):
         garbage(tmp_path / "c.sqlite")
         store(tmp_path / "c.sqlite").put({b"1": b"one"})
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["c.sqlite", "c.sqlite.broken", "c.sqlite.broken-2"]
+    assert names == ["c.sqlite", "c.sqlite.broken", "c.sqlite.broken-2", "c.sqlite.lock"]
 
 
-def test_what_another_process_has_begun_anew_is_not_moved_aside(tmp_path, monkeypatch):
+def test_two_that_find_the_same_broken_file_move_it_once(tmp_path):
     path, notes = tmp_path / "c.sqlite", []
     garbage(path)
-    mine = store(path, notes)
-    real, calls = kept._identity, []
-
-    def identity(asked):
-        calls.append(asked)
-        if len(calls) == 2:  # between my attempt to read and my wish to move: somebody else was faster
-            store(path).put({b"1": b"theirs"})
-        return real(asked)
-
-    monkeypatch.setattr(kept, "_identity", identity)
-    assert mine.get([b"1"]) == {b"1": b"theirs"}
-    assert not notes
+    with ThreadPoolExecutor(2) as pool:
+        with FileLock(f"{path}.lock"):
+            asked = [pool.submit(store(path, notes).put, {name: b"1"}) for name in (b"a", b"b")]
+            time.sleep(0.05)
+            assert not any(job.done() for job in asked)
+        for job in asked:
+            job.result(timeout=30)
+    assert len(notes) == 1
+    assert store(path).get([b"a", b"b"]) == {b"a": b"1", b"b": b"1"}
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path):
