@@ -63,15 +63,18 @@ class Kept:
         """
         try:
             with FileLock(f"{self.path}.lock", timeout=_WAIT, poll_interval=0.005):
-                try:
-                    return self._once(use)
-                except sqlite3.Error as error:
-                    if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _BROKEN:
-                        raise
-                    self._move_aside(error)
-                    return self._once(use)
+                return self._tried(use)
         except (sqlite3.Error, OSError) as error:
             raise _unusable(self.path, error) from error
+
+    def _tried(self, use: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return self._once(use)
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _BROKEN:
+                raise
+            self._move_aside(error)
+            return self._once(use)
 
     def _once(self, use: Callable[[sqlite3.Connection], T]) -> T:
         columns = "(key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
