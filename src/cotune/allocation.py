@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,13 @@ from cotune.pool_view import ModelView, attempts, mean_losses, rows_of, texts_of
 from cotune.protocols import Reader, State, Verbs
 from cotune.pupils import SERVER, Rules, promise_kept
 from cotune.records import Adapter, Example, Message, Round, Written, adapter_header, adapter_of
+from cotune.scrub import CUT
 from cotune.shelf import Shelf
 
 Record = dict[str, Any]
+
+SAMPLES, SAMPLE_CHARS = 3, 600
+"""How many items rounds.jsonl shows of a round, and the longest text of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +40,14 @@ class Teacher:
         writer: gives a writer for an adapter of the LLM; an endpoint has none.
         tutor: how the LLM learns; None for an endpoint.
         reader: the LLM being read from; None for an endpoint.
+        model, spent: what an endpoint calls it, and what it has answered so far, by name.
     """
 
     writer: Callable[[Adapter | None], Writer]
     tutor: Tutor | None
     reader: Reader | None
+    model: str = ""
+    spent: Callable[[], Record] = dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,7 @@ class Allocation:
         asked = {client: found.rows.tolist() for client, found in allocated.items()}
         wanted = {row for wish in wishes.values() for row in [*wish.rows, *wish.probe]}
         wanted |= {row for rows in asked.values() for row in rows}
+        before = self.teacher.spent()
         mine = self._write(state, sorted(wanted), verbs)
         theirs, told_counts = self._exchange((wishes, asked), mine, round, verbs)
         lessons = [
@@ -101,7 +110,7 @@ class Allocation:
         kept = usable(lessons, self.pool, self.rules.guard)
         scores = {client: found.scores for client, found in allocated.items()}
         record = _record((wishes, asked), (mine, theirs), self.pool, len(kept)) | {"scrubbed": told_counts}
-        return Traded(tuple(kept), scores, record)
+        return Traded(tuple(kept), scores, record | self._spent(before))
 
     def learn(self, traded: Traded, state: State, round: Round, verbs: Verbs) -> tuple[State, Record]:
         """Steps D and F: the LLM learns from its clients' paths, then all filters from what it was worth."""
@@ -124,6 +133,14 @@ class Allocation:
         facts = {"loss": taught.loss, "pairs": taught.pairs, "tokens": taught.tokens, "cut": taught.cut}
         record["llm"] = {**facts, **sums}
         return state.replace(llm=taught.adapter), record
+
+    def _spent(self, before: Record) -> Record:
+        """What an endpoint has answered since then, for the record; nothing where there is none."""
+        now = self.teacher.spent()
+        if not now:
+            return {}
+        used = {name: None if value is None else value - before[name] for name, value in now.items()}
+        return {"endpoint": {"model": self.teacher.model, **used}}
 
     def _wishes(self, replies: Sequence[Message], verbs: Verbs) -> dict[str, Wish]:
         """What usable replies say; the others are refused."""
@@ -223,6 +240,30 @@ class Allocation:
         return kept.arrays if kept else {}
 
 
+def traded_by_all(families: Sequence[Traded]) -> Traded:
+    """The exchanges of all families as one: the LLM learns from the paths of all of them together."""
+    records = [one.record for one in families]
+    merged = {name: _added([record[name] for record in records if name in record]) for name in records[0]}
+    return Traded(
+        tuple(lesson for one in families for lesson in one.lessons),
+        {client: scores for one in families for client, scores in one.scores.items()},
+        merged | {"pool": records[0]["pool"]},
+    )
+
+
+def _added(values: Sequence[Any]) -> Any:
+    """Numbers add up, dicts join name by name, lists follow each other; texts and None stay."""
+    first = values[0]
+    if isinstance(first, dict):
+        names = dict.fromkeys(name for value in values for name in value)
+        return {name: _added([value[name] for value in values if name in value]) for name in names}
+    if isinstance(first, list):
+        return [item for value in values for item in value]
+    if isinstance(first, int | float) and None not in values:
+        return sum(values)
+    return first
+
+
 def _counts(facts: Any) -> dict[str, int]:
     """What a client says it scrubbed, as far as it can be believed."""
     if not isinstance(facts, dict):
@@ -255,7 +296,39 @@ def _record(
         "slm_paths": _quality(others, pool),
         "llm_lessons": num_lessons,
         "payload_bytes": down + up,
+        "samples": _samples(mine, theirs, pool),
     }
+
+
+def _samples(
+    mine: Mapping[int, Written], theirs: Mapping[str, Mapping[int, str]], pool: Sequence[Example]
+) -> list[Record]:
+    """A few items with both sides' paths, of different clients where it can be; else with the LLM's alone.
+
+    Clients' paths are those that crossed, capped and scrubbed.
+    """
+    written = {row: one.text for row, one in mine.items() if one.text.strip()}
+    chosen: dict[int, str] = {}
+    for client, texts in [*theirs.items()] * SAMPLES:
+        both = (row for row, text in texts.items() if text.strip() and row in written and row not in chosen)
+        chosen |= dict.fromkeys(islice(both, 1 if len(chosen) < SAMPLES else 0), client)
+    chosen |= dict.fromkeys(islice((row for row in written if row not in chosen), SAMPLES - len(chosen)), "")
+    found = []
+    for row, client in chosen.items():
+        question = reasoning.path_prompt(pool[row]).rsplit("\n", 2)[0]  # without how to answer it
+        one: Record = {"row": row, "client": client or None, "question": _short(question)}
+        one["answer"] = _short(reasoning.answer_of(pool[row]))
+        for side, text in (("llm", written[row]), ("slm", theirs[client][row] if client else "")):
+            told = {f"{side}_path": _short(text), f"{side}_right": reasoning.is_right(text, pool[row])}
+            one |= told if text else {}
+        found.append(one)
+    return found
+
+
+def _short(text: str) -> str:
+    """The text without its middle where it is long: a path ends on its answer."""
+    half = (SAMPLE_CHARS - len(CUT)) // 2
+    return text if len(text) <= SAMPLE_CHARS else text[:half] + CUT + text[-half:]
 
 
 def _quality(paths: Sequence[tuple[int, str]], pool: Sequence[Example]) -> Record:

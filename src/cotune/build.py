@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,27 +11,21 @@ from typing import Any
 
 from cotune import config as configs
 from cotune import data, plugins
-from cotune.build_teaching import Around, teaching
-from cotune.config import Config, ModelConfig, ShrinkConfig
+from cotune import fleet as fleets
+from cotune.build_teaching import Around, Teaching, rationale_writer, teaching
+from cotune.config import Config
 from cotune.data import ByTask, Dataset
 from cotune.evaluate import answers, summary
 from cotune.federation import Federation
-from cotune.host import Evaluator, Host, Store
-from cotune.models import causal_lm, zoo
-from cotune.models.heal import Healing, heal
+from cotune.fleet import Fleet, Note
+from cotune.host import Evaluator, Host, Hosts, Store
 from cotune.models.learner import Learner
-from cotune.models.lora import LoraStack, save_peft
-from cotune.models.shrink import shrink
 from cotune.models.tune import Tick
-from cotune.protocols import Parts, Selector, SelectorParts, State
+from cotune.protocols import SLM, Parts, Selector, SelectorParts
 from cotune.readers import Readers
-from cotune.records import Adapter, Event, Example, Listener
-from cotune.session import Session
+from cotune.records import Adapter, Event, Listener
+from cotune.session import Family, Session
 from cotune.transports.inprocess import InProcess
-from cotune.wheels import cache_dir
-
-Note = Callable[[str], None]
-"""Told what is being prepared."""
 
 CHUNK = 4
 """Messages in memory at a time, in stacks."""
@@ -55,36 +47,26 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
 
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
-    dataset = _read(config, note)
-    watch = _Watch(listener, config.rounds)
-    learners = {role: learner(role, config, dataset, watch, note) for role in _roles(config)}
-    parts = Parts(learners, dataset.public)
-    strategy = plugins.load("strategy", config.strategy.name, config.strategy.options, parts=parts)
+    dataset, watch = _read(config, note), _Watch(listener, config.rounds)
+    fleet = fleets.load(config, dataset, watch.tick, note)
     aggregator = plugins.load("aggregator", config.aggregator.name, config.aggregator.options)
-    readers = Readers(
-        lambda: learners.get("slm") or learner("slm", config, dataset, watch, note),
-        config.runtime,
-        note,
-        partial(watch.choosing, "reading"),
-    )
-    selectors = selecting(config, SelectorParts(readers, config.rounds, watch.choosing))
-    slm, llm, tokens = learners.get("slm"), learners.get("llm"), config.runtime.score_tokens
-    score_slm = evaluator(slm, dataset, watch, tokens) if slm else _nothing
-    score_llm = evaluator(llm, dataset, watch, tokens, config.evaluate.shown) if llm else _nothing
+    llm, tokens = fleet.llm, config.runtime.score_tokens
     around = Around(out, partial(watch.working, "teach"), note)
-    taught = teaching(config, learners, dataset.public, around) if config.allocator else None
-    steps = (strategy, tuple(selectors.values()), taught.pupils if taught else None)
-    host = Host(dataset, steps, score_slm, Store(out / "clients"), (config.seed, config.rounds))
-    transport = InProcess(host, CHUNK * config.runtime.stack)
-    federation = Federation(transport, aggregator, watch.hear, config.cohort.minimum)
+    taught = teaching(config, (fleet.llm, fleet.slms), dataset.public, around) if config.allocator else None
+    crews = [
+        _crew(config, fleet, name, Surroundings(dataset, out, watch, note, taught)) for name in fleet.members
+    ]
+    host = Hosts([crew.host for crew in crews])
+    federation = Federation(
+        InProcess(host, CHUNK * config.runtime.stack), aggregator, watch.hear, config.cohort.minimum
+    )
     return Session(
-        strategy=strategy,
+        families=tuple(crew.family for crew in crews),
         strategy_name=config.strategy.name,
-        selectors=selectors,
         federation=federation,
         dataset=dataset,
-        evaluate_llm=score_llm,
-        save_adapters=_saver(learners),
+        evaluate_llm=evaluator(llm, dataset, watch, tokens, config.evaluate.shown) if llm else _nothing,
+        save_adapters=fleet.save,
         seed=config.seed,
         num_rounds=config.rounds,
         cohort_fraction=config.cohort.fraction,
@@ -93,12 +75,64 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
         fingerprint=configs.fingerprint(config),
         keep_checkpoints=config.runtime.keep_checkpoints,
         passes=config.slm.tune.epochs,
-        num_cut=lambda: readers.num_cut,
-        roles=frozenset(learners),
+        num_cut=lambda: sum(crew.readers.num_cut for crew in crews),
+        roles=fleet.roles,
         allocation=taught.allocation if taught else None,
         prepare=taught.prepare if taught else lambda state: state,
-        facts={"versions": versions(), **_described(learners)},
+        facts={"versions": versions(), **fleet.describe()},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all families have in common: the data, the run's folder, who is told, and the teaching."""
+
+    dataset: Dataset
+    out: Path
+    watch: _Watch
+    note: Note
+    taught: Teaching | None
+
+
+@dataclass(frozen=True, slots=True)
+class Crew:
+    """Both sides of one family: what the server does for it, and the host of its clients."""
+
+    family: Family
+    host: Host
+    readers: Readers
+
+
+def _crew(config: Config, fleet: Fleet, name: str, around: Surroundings) -> Crew:
+    """A strategy, selectors and a host for the clients of one family."""
+    watch, dataset, clients = around.watch, around.dataset, fleet.members[name]
+    learners = fleet.of(name)
+    slm, told = learners.get(SLM), Around(around.out, partial(watch.working, "teach"), around.note)
+
+    def load(role: str) -> Learner:
+        model = config.llm if role == "llm" else config.slm
+        how = (config.runtime, dataset.public, around.note)
+        return learners.get(role) or fleets.learner(role, model, watch.tick, how)
+
+    teacher = partial(rationale_writer, config, partial(load, "llm"), told)
+    parts = Parts(learners, dataset.public, len(fleet.members), around.note, teacher)
+    strategy = plugins.load("strategy", config.strategy.name, config.strategy.options, parts=parts)
+    readers = Readers(
+        partial(load, SLM),
+        config.runtime,
+        around.note,
+        partial(watch.choosing, "reading"),
+    )
+    selectors = selecting(config, SelectorParts(readers, config.rounds, watch.choosing))
+    pupil = around.taught.pupils[name] if around.taught else None
+    host = Host(
+        dataset.only(clients),
+        (strategy, tuple(selectors.values()), pupil),
+        evaluator(slm, dataset, watch, config.runtime.score_tokens) if slm else _nothing,
+        Store(around.out / "clients"),
+        (config.seed, config.rounds),
+    )
+    return Crew(Family(name, clients, strategy, selectors), host, readers)
 
 
 def _read(config: Config, note: Note) -> Dataset:
@@ -107,12 +141,6 @@ def _read(config: Config, note: Note) -> Dataset:
     for text in dataset.notes:
         note(text)
     return dataset
-
-
-def _roles(config: Config) -> list[str]:
-    """The models that a run needs: those that its strategy trains, and both where they teach each other."""
-    trained = plugins.module("strategy", config.strategy.name).TRAINS
-    return sorted(trained | {"llm", "slm"} if config.allocator else trained)
 
 
 def selecting(config: Config, parts: SelectorParts) -> dict[str, Selector]:
@@ -124,52 +152,6 @@ def selecting(config: Config, parts: SelectorParts) -> dict[str, Selector]:
             "selector", spec.name, spec.options, parts=parts
         )
     return found
-
-
-def learner(role: str, config: Config, dataset: Dataset, watch: _Watch, note: Note) -> Learner:
-    """One role's model: found, cut if asked for, loaded, and given its adapters."""
-    model: ModelConfig = getattr(config, role)
-    folder, name = Path(zoo.resolve(model.model, revision=model.revision, progress=note)), model.model
-    if model.shrink is not None:
-        note(f"cutting {model.model} to {model.shrink.layers} layers")
-        folder = cut(folder, model.shrink, dataset.public)
-        name = str(folder)
-    note(f"loading {role} {model.model}")
-    runtime = config.runtime
-    lm = causal_lm.load(
-        folder,
-        zoo.fingerprint(folder),
-        device=runtime.device,
-        dtype=runtime.dtype,
-        remote_code=model.trust_remote_code,
-    )
-    stack = LoraStack(lm, model.lora.rank, model.lora.alpha, model.lora.targets)
-    return Learner(role, name, lm, stack, model.tune, runtime.stack, watch.tick(role))
-
-
-def cut(teacher: Path, how: ShrinkConfig, public: Sequence[Example]) -> Path:
-    """The depth-pruned student of a teacher; made once for the same teacher, public texts and settings."""
-    texts = [example.prompt + example.completion for example in public]
-    few = texts[:: max(1, len(texts) // SHRINK_TEXTS)][:SHRINK_TEXTS]
-    student = _student([zoo.fingerprint(teacher), how.layers, how.method, few])
-    if not student.exists():
-        shrink(teacher, student, layers=how.layers, texts=few, method=how.method)
-    if how.heal_steps == 0:
-        return student
-    healed = _student([student.name, how.heal_steps, texts])
-    if not healed.exists():
-        heal(student, teacher, healed, texts=texts, healing=Healing(steps=how.heal_steps))
-    return healed
-
-
-def _student(made_from: Sequence[Any]) -> Path:
-    """Where the student made from these values is kept; it appears there whole or not at all."""
-    digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
-    return cache_dir() / "students" / digest
-
-
-SHRINK_TEXTS = 32
-"""Public examples on which the layers' influence is measured."""
 
 
 def evaluator(model: Learner, dataset: Dataset, watch: _Watch, tokens: int, shown: int = 0) -> Evaluator:
@@ -226,27 +208,10 @@ class _Watch:
         self.listener(Event(self.round, self.num_rounds, "evaluate", done, total, facts))
 
 
-def _saver(learners: Mapping[str, Learner]) -> Callable[[Path, State], None]:
-    """Writes the final adapters in PEFT's format, one folder a role."""
-
-    def save(folder: Path, state: State) -> None:
-        for role, model in learners.items():
-            adapter: Adapter | None = getattr(state, role)
-            if adapter is not None:
-                save_peft(adapter, folder / role, model.name)
-
-    return save
-
-
 def versions() -> dict[str, str]:
     """What a number depends on besides the configuration."""
     packages = ("cotune", "torch", "transformers", "peft", "numpy")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _described(learners: Mapping[str, Learner]) -> dict[str, Any]:
-    models = {role: {"model": m.name, "fingerprint": m.lm.fingerprint} for role, m in learners.items()}
-    return {"device": str(next(iter(learners.values())).lm.device), "models": models}
 
 
 def _nothing(_adapter: Adapter | None, _held_out: ByTask) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from cotune.models.tune import TuneJob
 from cotune.models.vectors import Vectors
 from cotune.models.writer import LocalWriter
 from cotune.pool import Allocator, Writer
-from cotune.protocols import State
+from cotune.protocols import SLM, State
 from cotune.pupils import Pupils, Rules
 from cotune.records import Adapter, Example, Progress, Sampling, derived_rng
 from cotune.scrub import Scrubber
@@ -32,10 +32,10 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Teaching:
-    """Both halves, and what comes before the first round."""
+    """Both halves, the clients' by family, and what comes before the first round."""
 
     allocation: Allocation
-    pupils: Pupils
+    pupils: Mapping[str, Pupils]
     prepare: Callable[[State], State]
 
 
@@ -48,28 +48,65 @@ class Around:
     note: Note
 
 
-def teaching(
-    config: Config, learners: Mapping[str, Learner], pool: Sequence[Example], around: Around
-) -> Teaching:
+Models = tuple[Learner | None, Mapping[str, Learner]]
+"""The LLM, unless an endpoint stands for it, and the SLM of each family."""
+
+
+def teaching(config: Config, models: Models, pool: Sequence[Example], around: Around) -> Teaching:
     """What `allocator` and `teach` say, as objects.
 
     Raises:
-        ConfigError: the strategy's clients do not tune what they are sent, or there are no public examples.
+        ConfigError: the strategy's clients do not tune what they are sent, there are no public examples, or
+            an endpoint cannot do what is asked of the LLM.
     """
     _refuse_misfits(config, pool)
     teach = config.teach
     sampling = Sampling(teach.path_tokens, teach.temperature, 1.0, config.seed, reasoning.STOP)
     rules = Rules(teach.guard, teach.probe, sampling, teach.max_chars, teach.private_paths)
-    tutors = {role: _tutor(config, role, learner, pool, around.note) for role, learner in learners.items()}
-    readers = {role: _reader(config, learner, around) for role, learner in learners.items()}
-    writers = {role: _writer(learner, around) for role, learner in learners.items()}
-    scrubber = Scrubber(teach.scrub, teach.max_chars)
-    clients, server = Shelf(around.out / "clients"), Shelf(around.out / "server")
-    allocator = _allocator(config)
-    pupils = Pupils(tutors["slm"], allocator, writers["slm"], readers["slm"], scrubber, clients, rules)
-    teacher = Teacher(writers["llm"], tutors["llm"], readers["llm"])
-    allocation = Allocation(teacher, allocator, pool, server, rules)
-    return Teaching(allocation, pupils, partial(_prepared, config, learners, pool))
+    allocator, (llm, slms) = _allocator(config), models
+    pupils = {
+        name: Pupils(
+            _tutor(config, SLM, slm, pool, around.note),
+            allocator,
+            _writer(slm, around),
+            _reader(config, slm, around),
+            Scrubber(teach.scrub, teach.max_chars),
+            Shelf(around.out / "clients"),
+            rules,
+        )
+        for name, slm in slms.items()
+    }
+    teacher = _local(config, llm, pool, around) if llm else _remote(config, around)
+    allocation = Allocation(teacher, allocator, pool, Shelf(around.out / "server"), rules)
+    return Teaching(allocation, pupils, partial(_prepared, config, models, pool))
+
+
+def _local(config: Config, llm: Learner, pool: Sequence[Example], around: Around) -> Teacher:
+    """The LLM of this process, which learns too."""
+    tutor = _tutor(config, "llm", llm, pool, around.note)
+    return Teacher(_writer(llm, around), tutor, _reader(config, llm, around))
+
+
+def rationale_writer(config: Config, llm: Callable[[], Learner], around: Around) -> Writer:
+    """Who writes rationales where nothing is traded: the endpoint that is named, else the LLM as it is."""
+    if config.teach.teacher:
+        return _remote(config, around).writer(None)
+    return _writer(llm(), around)(None)
+
+
+def _remote(config: Config, around: Around) -> Teacher:
+    """An endpoint, which only writes."""
+    from cotune.models.endpoint import EndpointWriter
+
+    assert config.teach.teacher is not None
+    endpoint = EndpointWriter(config.teach.teacher)
+    cached = CachedWriter(endpoint, PathCache(cache_dir() / "paths.sqlite", around.note), around.progress)
+
+    def spent() -> dict[str, float | None]:
+        usage = asdict(endpoint.usage)
+        return {**{name.removeprefix("num_"): count for name, count in usage.items()}, "cost": endpoint.cost}
+
+    return Teacher(lambda _: cached, None, None, config.teach.teacher.model, spent)
 
 
 def _allocator(config: Config) -> Allocator:
@@ -92,6 +129,19 @@ def _refuse_misfits(config: Config, pool: Sequence[Example]) -> None:
     if not pool:
         raise ConfigError(
             "allocator: there are no public examples to teach with. Set public_rows of a source above 0."
+        )
+    if config.teach.teacher is None:
+        return
+    if "llm" in plugins.module("strategy", config.strategy.name).TRAINS:
+        raise ConfigError(
+            f"teach.teacher: strategy {config.strategy.name!r} trains the LLM, and a model behind an "
+            "endpoint cannot be trained. Take strategy fedavg, or no endpoint."
+        )
+    if "losses" in _allocator(config).needs:
+        assert config.allocator is not None
+        raise ConfigError(
+            f"teach.teacher: allocator {config.allocator.name!r} compares losses with the LLM's, and an "
+            "endpoint tells none. Take another allocator, e.g. lada, or no endpoint."
         )
 
 
@@ -118,16 +168,15 @@ def _writer(learner: Learner, around: Around) -> Callable[[Adapter | None], Writ
     )
 
 
-def _prepared(
-    config: Config, learners: Mapping[str, Learner], pool: Sequence[Example], state: State
-) -> State:
-    """Both adapters after a short tuning on the public rationales, the same for every allocator."""
-    found = state if state.llm else state.replace(llm=learners["llm"].fresh(config.seed))
+def _prepared(config: Config, models: Models, pool: Sequence[Example], state: State) -> State:
+    """All adapters after a short tuning on the public rationales, the same for every allocator."""
+    llm, slms = models
+    found = state.replace(llm=llm.fresh(config.seed)) if llm and state.llm is None else state
     paths = [reasoning.on_path(example, example.rationale) for example in pool if example.rationale.strip()]
     if not config.teach.prepare or not paths:
         return found
-    for role, learner in sorted(learners.items()):
-        job = TuneJob(paths, getattr(found, role), derived_rng(config.seed, "prepare", role))
-        tuned = learner.prepared([job], config.teach.prepare)
-        found = found.replace(**{role: tuned[0].adapter})
-    return found
+    adapters = found.adapters()
+    for name, learner in {**({"llm": llm} if llm else {}), **slms}.items():
+        job = TuneJob(paths, adapters[name], derived_rng(config.seed, "prepare", name))
+        adapters[name] = learner.prepared([job], config.teach.prepare)[0].adapter
+    return State(adapters.pop(SLM, None), adapters.pop("llm", None), adapters)

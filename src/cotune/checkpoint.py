@@ -13,8 +13,6 @@ from cotune.errors import ConfigError, RunError, WireError
 from cotune.protocols import State
 from cotune.records import Adapter, Message, adapter_header
 
-ROLES = ("slm", "llm")
-
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -31,9 +29,9 @@ def save(folder: Path, checkpoint: Checkpoint, fingerprint: str, keep: int) -> N
     Raises:
         RunError: it could not be written; older ones are intact.
     """
-    adapters = {role: getattr(checkpoint.state, role) for role in ROLES}
-    arrays = {f"{r}/{n}": v for r, a in adapters.items() if a for n, v in a.arrays.items()}
-    headers = {role: adapter_header(a) for role, a in adapters.items() if a}
+    adapters = checkpoint.state.adapters()
+    arrays = {f"{r}/{n}": v for r, a in adapters.items() for n, v in a.arrays.items()}
+    headers = {role: adapter_header(a) for role, a in adapters.items()}
     facts = {"fingerprint": fingerprint, "record": dict(checkpoint.record), "adapters": headers}
     data = encode(Message("server", checkpoint.round, "checkpoint", arrays, facts))
     target = folder / f"{checkpoint.round:06d}.ckpt"
@@ -77,11 +75,11 @@ def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
 
 
 def _checkpoint(message: Message) -> Checkpoint:
-    state = State()
+    found = {}
     for role, header in message.facts["adapters"].items():
         arrays = {
             n.removeprefix(f"{role}/"): a for n, a in message.arrays.items() if n.startswith(f"{role}/")
         }
-        adapter = Adapter(arrays, str(header["base"]), int(header["rank"]), float(header["alpha"]))
-        state = state.replace(**{role: adapter})
+        found[role] = Adapter(arrays, str(header["base"]), int(header["rank"]), float(header["alpha"]))
+    state = State(found.pop("slm", None), found.pop("llm", None), found)
     return Checkpoint(message.round, state, message.facts["record"])

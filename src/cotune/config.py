@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cotune import mistakes, plugins
 from cotune import overrides as overriding
+from cotune.endpoint_settings import PATIENCE, EndpointSettings
 from cotune.errors import ConfigError
 
 
@@ -74,6 +75,15 @@ class ModelConfig(Settings):
     tune: TuneConfig = TuneConfig()
     trust_remote_code: bool = Field(
         False, description="run Python code that comes with the model; only by name"
+    )
+
+
+class FamilyConfig(ModelConfig):
+    """Clients that hold another model than `slm`: adapters are summed among them alone, text crosses."""
+
+    name: str = Field(pattern="^[a-z0-9][a-z0-9_-]{0,30}$", description="of the family, e.g. gemma")
+    clients: Annotated[int, Field(gt=0)] | list[str] = Field(
+        description="how many, or their names; who is in no family holds `slm`"
     )
 
 
@@ -176,6 +186,9 @@ class TeachConfig(Settings):
     )
     scrub: list[str] = Field([], description="regular expressions; what they match never leaves a client")
     max_chars: int = Field(2000, ge=64, description="longest path that is sent, in characters")
+    teacher: EndpointSettings | None = Field(
+        None, description="a chat endpoint that writes paths in place of the LLM, which then learns nothing"
+    )
 
 
 class RuntimeConfig(Settings):
@@ -209,6 +222,9 @@ class Config(Settings):
     rounds: int = Field(5, gt=0)
     llm: ModelConfig
     slm: ModelConfig
+    families: list[FamilyConfig] = Field(
+        [], description="groups of clients with another model each; by default all hold `slm`"
+    )
     data: DataConfig
     strategy: PluginSpec
     selector: list[PluginSpec] = Field(
@@ -317,7 +333,8 @@ def dump(config: Config) -> str:
 
 def fingerprint(config: Config) -> str:
     """16 hex digits that name the experiment: all but `runtime`, plug-in defaults filled in."""
-    experiment = config.model_dump(mode="json", exclude={"runtime"})
+    patience = {"teach": {"teacher": set(PATIENCE)}}
+    experiment = config.model_dump(mode="json", exclude={"runtime": True, **patience})
     for slot in SLOTS:
         found = getattr(config, slot)
         filled = [_filled(slot, spec) for spec in (found if slot in LISTS else [found]) if spec]

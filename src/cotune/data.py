@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -66,6 +66,11 @@ class Dataset:
         """How many private examples a client has."""
         return len(self.parts[client])
 
+    def only(self, clients: Sequence[str]) -> Dataset:
+        """What these clients hold; all else is the same."""
+        own = None if self.own_test is None else {client: self.own_test[client] for client in clients}
+        return replace(self, parts={client: self.parts[client] for client in clients}, own_test=own)
+
     def held_out(self, client: str) -> ByTask:
         """The examples a client is measured on, by task.
 
@@ -108,7 +113,7 @@ def load(config: DataConfig, seed: int) -> Dataset:
         pool=tuple(entry.example for entry in private),
         parts=dict(zip(names, parts, strict=True)),
         own_test=_by_client(test, names) if isinstance(config.partition, ByKeyPartition) else None,
-        notes=unmixed([entry.key for entry in private], config.partition),
+        notes=(*unmixed([entry.key for entry in private], config.partition), *left_out(dropped)),
     )
 
 
@@ -218,6 +223,13 @@ def unmixed(keys: Sequence[str], split_by: Partition) -> tuple[str, ...]:
         "rows: clients differ in size, not in what they have. Name a field with several values "
         "(data.partition.key; with cotune select --partition dirichlet:ALPHA:FIELD).",
     )
+
+
+def left_out(dropped: Mapping[str, int]) -> tuple[str, ...]:
+    """A sentence about rows that must not be trained on, because their text is measured or public."""
+    rows = [f"{count:,} of {task}" for task, count in dropped.items() if count]
+    told = f"data: left out {', '.join(rows)}: their text also stands in the held-out or the public rows"
+    return (told,) if rows else ()
 
 
 def _parts(config: DataConfig, seed: int, splits: Sequence[Split]) -> tuple[tuple[str, ...], list[IntArray]]:

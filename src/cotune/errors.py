@@ -7,6 +7,7 @@ CotuneError
 |   +-- ModelError     a model, an adapter, a vocabulary
 +-- RunError         the run failed but can be resumed   exit code 3
 |   +-- WireError      a message that must not be accepted
+|   +-- Paused         something outside failed; going on later is the cure
 +-- Interrupted      Ctrl-C or SIGTERM, resumable        exit code 130
 """
 
@@ -46,6 +47,10 @@ class RunError(CotuneError):
 
 class WireError(RunError):
     """A message was malformed or broke the contract, and was rejected."""
+
+
+class Paused(RunError):
+    """Something outside the run failed, such as an endpoint; the launcher adds how to go on."""
 
 
 class Interrupted(CotuneError):

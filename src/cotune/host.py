@@ -170,6 +170,28 @@ class Host:
         return replies
 
 
+class Hosts:
+    """Several hosts in one process, one a model family: each message goes to the host of its client."""
+
+    def __init__(self, hosts: Sequence[Host]) -> None:
+        self.host_of = {client: host for host in hosts for client in host.clients()}
+
+    def clients(self) -> tuple[str, ...]:
+        """The clients that live here."""
+        return tuple(self.host_of)
+
+    def handle(self, messages: Sequence[Message]) -> list[Message]:
+        """One reply per message, in order."""
+        places: dict[int, list[int]] = {}
+        for place, message in enumerate(messages):
+            places.setdefault(id(self.host_of[message.client]), []).append(place)
+        found: dict[int, Message] = {}
+        for mine in places.values():
+            host = self.host_of[messages[mine[0]].client]
+            found |= zip(mine, host.handle([messages[place] for place in mine]), strict=True)
+        return [found[place] for place in range(len(messages))]
+
+
 def _reply(message: Message, reply: Reply) -> Message:
     facts: dict[str, Any] = {**reply.facts}
     if reply.adapter is not None or reply.sums:

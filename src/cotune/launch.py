@@ -16,7 +16,7 @@ from rich.console import Console
 from cotune import config as configs
 from cotune import report
 from cotune.config import Config
-from cotune.errors import ConfigError, CotuneError, Interrupted, RunError
+from cotune.errors import ConfigError, CotuneError, Interrupted, Paused, RunError
 from cotune.live import live
 from cotune.progress import Plan
 
@@ -131,6 +131,8 @@ def _resumable(folder: Path) -> Iterator[None]:
     """What is not a user's mistake becomes one line, the traceback goes to a file in the run's folder."""
     try:
         yield
+    except Paused as error:
+        raise RunError(f"{error}. Go on with: cotune resume {folder}") from error
     except CotuneError:
         raise
     except Exception as error:

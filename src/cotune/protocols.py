@@ -26,18 +26,44 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cotune.models.learner import Learner
+    from cotune.pool import Writer
+
+
+SLM = "slm"
+"""The family of all clients that hold the model `slm`; the others have names of their own."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a run has learned so far, on the server. A strategy leaves what it does not train at None."""
+    """What a run has learned so far, on the server. A strategy leaves what it does not train at None.
+
+    `others` holds the SLM adapters of further families of clients by name; a strategy works on one family at
+    a time and never sees them.
+    """
 
     slm: Adapter | None = None
     llm: Adapter | None = None
+    others: Mapping[str, Adapter] = field(default_factory=dict)
 
     def replace(self, **changes: Any) -> State:
         """A copy with other values."""
         return replace(self, **changes)
+
+    def of(self, family: str) -> State:
+        """The state as one family sees it."""
+        return State(self.slm if family == SLM else self.others.get(family), self.llm)
+
+    def after(self, family: str, seen: State) -> State:
+        """The state once one family has gone from `of(family)` to `seen`."""
+        if family == SLM:
+            return State(seen.slm, seen.llm, self.others)
+        own = {family: seen.slm} if seen.slm is not None else {}
+        return State(self.slm, seen.llm, {**self.others, **own})
+
+    def adapters(self) -> dict[str, Adapter]:
+        """All that there are, by family; the LLM's under `llm`."""
+        found = {SLM: self.slm, "llm": self.llm, **self.others}
+        return {name: adapter for name, adapter in found.items() if adapter is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +313,15 @@ class SelectorParts:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What `build.py` hands to a strategy: the models it trains, by role, and the public set."""
+    """What `build.py` hands to a strategy: the models it trains, by role, and the public set.
+
+    `num_families`: how many kinds of SLM are tuned with this LLM, each by a strategy of its own; `note` tells
+    the user something in words.
+    """
 
     learners: Mapping[str, Learner]
     public: Sequence[Example]
+    num_families: int = 1
+    note: Callable[[str], None] = lambda _: None
+    teacher: Callable[[], Writer] | None = None
+    """Who writes rationales: the LLM, loaded when it is first asked for, or an endpoint."""

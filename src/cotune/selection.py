@@ -42,7 +42,12 @@ class Selection:
 
 
 def select(
-    selectors: Sequence[Selector], before: Selection, state: State, round: Round, federation: Federation
+    selectors: Sequence[Selector],
+    before: Selection,
+    state: State,
+    round: Round,
+    federation: Federation,
+    members: Sequence[str] | None = None,
 ) -> Selection:
     """Let every selector that is due choose anew, each from what the one before it has left.
 
@@ -56,14 +61,16 @@ def select(
         state: what the run has learned so far.
         round: the round that is about to begin.
         federation: how clients are reached.
+        members: among whom to choose; by default everybody.
     """
+    all_of_them = federation.clients() if members is None else members
     began, crossed = time.monotonic(), []
     waiting: list[Collection[str]] = []
     answers: dict[str, int] = {}
     is_new, fresh, gone = False, set[str](), set[str]()
     for number, selector in enumerate(selectors):
-        late = set(before.waiting[number]) if before.waiting else set()
-        everybody = federation.clients() if selector.asks_all else round.cohort
+        late = set(before.waiting[number]).intersection(all_of_them) if before.waiting else set()
+        everybody = all_of_them if selector.asks_all else round.cohort
         whole = [client for client in everybody if client not in gone and (client in fresh or not is_new)]
         is_due = is_new or selector.is_due(round)
         asked = tuple(client for client in whole if is_due or client in fresh | late)
@@ -77,6 +84,15 @@ def select(
         is_new, gone = is_due, gone | silent | (found.keys() - fresh)
         crossed += numbered.crossed
     seconds = time.monotonic() - began if is_new or crossed else 0.0
+    return Selection({**before.counts, **answers}, waiting, answers, is_new, seconds, crossed)
+
+
+def together(before: Selection, found: Sequence[Selection]) -> Selection:
+    """What is in use once each family of clients has chosen among its own, all of them from `before`."""
+    answers = {client: count for one in found for client, count in one.answers.items()}
+    waiting = [sorted(set().union(*lists)) for lists in zip(*(one.waiting for one in found), strict=True)]
+    crossed = [part for one in found for part in one.crossed]
+    is_new, seconds = any(one.is_new for one in found), sum(one.seconds for one in found)
     return Selection({**before.counts, **answers}, waiting, answers, is_new, seconds, crossed)
 
 

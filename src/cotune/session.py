@@ -16,28 +16,38 @@ from typing import Any
 import numpy as np
 
 from cotune import checkpoint, memory, outcomes, report, savings
-from cotune.allocation import Allocation, Traded
+from cotune.allocation import Allocation, Traded, traded_by_all
 from cotune.checkpoint import Checkpoint
 from cotune.data import Dataset
 from cotune.errors import RunError
 from cotune.federation import Federation
 from cotune.host import Evaluator
-from cotune.protocols import Selector, State, Strategy
+from cotune.protocols import SLM, Selector, State, Strategy
 from cotune.records import Event, Round, derived_rng
-from cotune.selection import Selection, select
+from cotune.selection import Selection, select, together
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """A run, ready to go. `selectors` narrow each other's choice in their order, under the names the report
-    gives them; `passes` over the chosen examples make one round; `num_cut` counts the examples that selectors
-    found longer than their model reads; `roles` are measured; `facts` go into results.json as they are."""
+class Family:
+    """Clients that hold the same model, and what serves them. `selectors` narrow each other's choice in their
+    order, under the names the report gives them."""
 
+    name: str
+    clients: tuple[str, ...]
     strategy: Strategy
-    strategy_name: str
     selectors: Mapping[str, Selector]
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A run, ready to go. In a round the families take their turns, with the same LLM; `passes` over the
+    chosen examples make one round; `num_cut` counts the examples that selectors found longer than their model
+    reads; `roles` are measured; `facts` go into results.json as they are."""
+
+    families: tuple[Family, ...]
+    strategy_name: str
     federation: Federation
     dataset: Dataset
     evaluate_llm: Evaluator
@@ -70,7 +80,7 @@ def run(session: Session, out: Path) -> Record:
     began = time.monotonic()
     resumed = checkpoint.latest(out / "checkpoints", session.fingerprint)
     if resumed is None:
-        state = session.prepare(session.strategy.init(session.seed))
+        state = session.prepare(_initial(session))
         resumed = _finish_round(session, out, _cohort(session, 0), state, _Clock())
     elif not any(record["round"] == resumed.round for record in report.read_rounds(out)):
         report.append_round(out, resumed.record)
@@ -85,7 +95,7 @@ def run(session: Session, out: Path) -> Record:
         waited = session.federation.ledger.seconds
         with clock.phase("co-tune"):
             if now.cohort:
-                state, losses = session.strategy.server_round(state, now, session.federation)
+                state, losses = _co_tune(session, state, now)
         clock.move("co-tune", "tune", session.federation.ledger.seconds - waited)
         state, lesson_facts = _learn(session, traded, state, now, clock)
         _refuse_divergence(state, now)
@@ -97,15 +107,47 @@ def run(session: Session, out: Path) -> Record:
     return results
 
 
+def _initial(session: Session) -> State:
+    """The state before round 1."""
+    state = State()
+    for family in session.families:
+        state = state.after(family.name, family.strategy.init(session.seed))
+    return state
+
+
+def _turns(session: Session, now: Round) -> list[tuple[Family, Round]]:
+    """Each family that takes part in a round, and the round as its own clients see it."""
+    parts = [
+        (family, replace(now, cohort=tuple(client for client in now.cohort if client in family.clients)))
+        for family in session.families
+    ]
+    return [(family, part) for family, part in parts if part.cohort]
+
+
+def _co_tune(session: Session, state: State, now: Round) -> tuple[State, dict[str, float]]:
+    """The strategy's round for each family in turn; losses of a further family carry its name."""
+    losses: dict[str, float] = {}
+    for family, part in _turns(session, now):
+        seen, found = family.strategy.server_round(state.of(family.name), part, session.federation)
+        state = state.after(family.name, seen)
+        losses |= {name if family.name == SLM else f"{name} {family.name}": x for name, x in found.items()}
+    return state, losses
+
+
 def _select(
     session: Session, in_use: Selection, state: State, cohort: Round, clock: _Clock
 ) -> tuple[Round, Selection | None]:
     """The round without the clients that have nothing to train on, and what is in use in it."""
-    if not session.selectors:
+    if not session.families[0].selectors:
         return cohort, None
+    found = []
     with clock.phase("select"):
-        found = select(tuple(session.selectors.values()), in_use, state, cohort, session.federation)
-    return replace(cohort, cohort=found.playing(cohort.cohort)), found
+        for family in session.families:
+            part = replace(cohort, cohort=tuple(c for c in cohort.cohort if c in family.clients))
+            how, seen = tuple(family.selectors.values()), state.of(family.name)
+            found.append(select(how, in_use, seen, part, session.federation, family.clients))
+    chosen = together(in_use, found)
+    return replace(cohort, cohort=chosen.playing(cohort.cohort)), chosen
 
 
 def _trade(session: Session, state: State, now: Round, clock: _Clock) -> Traded | None:
@@ -113,7 +155,12 @@ def _trade(session: Session, state: State, now: Round, clock: _Clock) -> Traded 
     if session.allocation is None or not now.cohort:
         return None
     with clock.phase("teach"):
-        return session.allocation.trade(state, now, session.federation)
+        return traded_by_all(
+            [
+                session.allocation.trade(state.of(family.name), part, session.federation)
+                for family, part in _turns(session, now)
+            ]
+        )
 
 
 def _learn(
@@ -131,7 +178,9 @@ def _selection_facts(session: Session, found: Selection | None, cohort: Round, c
     if found is None:
         return {}
     totals = {client: session.dataset.num_train(client) for client in session.federation.clients()}
-    is_here = "slm" not in session.strategy.trains  # then the server trains, on what clients gave it
+    is_here = (
+        SLM not in session.families[0].strategy.trains
+    )  # then the server trains, on what clients gave it
     training = clock.seconds["tune"] + (clock.seconds["co-tune"] if is_here else 0.0)
     tuning = (training, session.passes)
     record = savings.round_record(found, cohort.cohort, totals, tuning) | {"cut": session.num_cut()}
@@ -142,8 +191,8 @@ def _selection_facts(session: Session, found: Selection | None, cohort: Round, c
 
 def _refuse_divergence(state: State, now: Round) -> None:
     """What the server learned must be finite; a client's update has been checked when it came."""
-    for role, adapter in (("slm", state.slm), ("llm", state.llm)):
-        if adapter is not None and not all(np.isfinite(array).all() for array in adapter.arrays.values()):
+    for role, adapter in state.adapters().items():
+        if not all(np.isfinite(array).all() for array in adapter.arrays.values()):
             raise RunError(
                 f"round {now.index}: the {role} adapter is not finite: training on the server diverged. The "
                 f"checkpoint of round {now.index - 1} is whole, but going on from it would end here again: "
@@ -225,20 +274,25 @@ def _measure(session: Session, state: State, now: Round) -> Record:
         found = session.evaluate_llm(state.llm, session.dataset.test)
         metrics["llm"], right["llm"] = outcomes.without_answers(found), outcomes.answers(found)
         right["shown"] = {task: numbers["shown"] for task, numbers in found.items()}
-    if "slm" in session.roles:
-        clients = _measured_clients(session)
-        replies = session.federation.ask("evaluate", state.slm, now, {client: {} for client in clients})
-        by_client = {}
-        for reply in replies:
-            problem = outcomes.problem(reply.facts.get("metrics"))
-            if problem:
-                session.federation.refuse(reply, problem)
-            else:
-                by_client[reply.client] = reply.facts["metrics"]
+    if SLM in session.roles:
+        by_client = dict(sorted(_by_client(session, state, now)))
         metrics["clients"] = {client: outcomes.without_answers(m) for client, m in by_client.items()}
         metrics["slm"] = outcomes.over_clients(metrics["clients"], is_shared=session.dataset.own_test is None)
         right["clients"] = {client: outcomes.answers(m) for client, m in by_client.items()}
     return {"metrics": metrics, "right": right}
+
+
+def _by_client(session: Session, state: State, now: Round) -> Iterator[tuple[str, Record]]:
+    """Numbers of the measured clients, each with the adapter of its family."""
+    measured = _measured_clients(session)
+    for family in session.families:
+        told: dict[str, Record] = {client: {} for client in measured if client in family.clients}
+        for reply in session.federation.ask("evaluate", state.of(family.name).slm, now, told) if told else []:
+            problem = outcomes.problem(reply.facts.get("metrics"))
+            if problem:
+                session.federation.refuse(reply, problem)
+            else:
+                yield reply.client, reply.facts["metrics"]
 
 
 def _measured_clients(session: Session) -> tuple[str, ...]:
@@ -278,14 +332,38 @@ def summarise(session: Session, out: Path, seconds: float) -> Record:
             "test": sum(len(t) for t in session.dataset.test.values()),
             "dropped": sum(session.dataset.dropped.values()),
         },
-        **({"selection": _choice(session, rounds)} if session.selectors else {}),
+        **({"selection": _choice(session, rounds)} if session.families[0].selectors else {}),
+        **({"families": _by_family(session, first, last)} if len(session.families) > 1 else {}),
         **session.facts,
     }
 
 
+def _by_family(session: Session, first: Record, last: Record) -> Record:
+    """Of each family its clients, its numbers before and after, and its gain."""
+    is_shared, found = session.dataset.own_test is None, {}
+    for family in session.families:
+        own = [
+            {
+                name: {
+                    client: numbers
+                    for client, numbers in line[name]["clients"].items()
+                    if client in family.clients
+                }
+                for name in ("metrics", "right")
+            }
+            for line in (first, last)
+        ]
+        means = [{SLM: outcomes.over_clients(one["metrics"], is_shared)} for one in own]
+        before, after = ({"clients": one["right"]} for one in own)
+        gain = outcomes.gains(before, after, is_shared)
+        numbers = outcomes.before_after(*means).get(SLM, {})
+        found[family.name] = {"clients": len(family.clients), "metrics": numbers, "gain": gain.get(SLM)}
+    return found
+
+
 def _choice(session: Session, rounds: list[Record]) -> Record:
     totals = {client: session.dataset.num_train(client) for client in session.dataset.clients}
-    return savings.summary(rounds, list(session.selectors), totals)
+    return savings.summary(rounds, list(session.families[0].selectors), totals)
 
 
 def _shown(session: Session, first: Record, last: Record) -> list[Record]:

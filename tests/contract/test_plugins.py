@@ -153,7 +153,7 @@ def test_an_aggregator_keeps_names_shapes_and_types_and_its_arguments(name):
 @names_of("strategy")
 def test_a_strategy_says_what_it_trains_and_changes_no_state(small, tmp_path, name):
     ready = tiny.ready(small, tmp_path, strategy=name, rounds=1)
-    strategy = ready.strategy
+    strategy = ready.families[0].strategy
     assert strategy.trains == plugins.module("strategy", name).TRAINS
     assert strategy.trains <= {"slm", "llm"}
     state = strategy.init(3)

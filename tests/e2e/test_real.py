@@ -13,7 +13,8 @@ from peft import PeftModel
 from test_resume import STOPS
 from transformers import AutoModelForCausalLM
 
-from cotune import build, config, report
+from cotune import config, data, fleet, report
+from cotune.models import zoo
 from cotune.models.lora import load_peft
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore")]
@@ -59,10 +60,11 @@ def test_peft_gives_the_logits_that_cotune_gives(runs, role):
     folder = runs[0] / "adapters" / role
     base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     settings = config.load(runs[0] / "config.yaml")
-    dataset = build.data.load(settings.data, settings.seed)
-    learner = build.learner(role, settings, dataset, build._Watch(lambda _: None, 1), lambda _: None)
+    dataset = data.load(settings.data, settings.seed)
+    around = (settings.runtime, dataset.public, lambda _: None)
+    learner = fleet.learner(role, getattr(settings, role), lambda _: lambda *_: None, around)
     ids = torch.tensor([learner.lm.tokenizer("Where was the apple at the beginning?")["input_ids"]])
-    place = base if Path(base).is_dir() else build.zoo.resolve(base)
+    place = base if Path(base).is_dir() else zoo.resolve(base)
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(place), folder)
     learner.stack.load([load_peft(folder, learner.lm.fingerprint)])
     with torch.no_grad():

@@ -12,6 +12,7 @@ import yaml
 import tiny
 from cotune import config, plugins, schema
 from cotune.config import Config, dump, fingerprint, from_dict, json_schema, load, parse
+from cotune.endpoint_settings import PATIENCE
 from cotune.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -188,13 +189,16 @@ def leaves(value, path=()):
         yield path, value
 
 
-FULL = from_dict(changed("llm.shrink", {"layers": 3})).model_dump(mode="json")
+TEACHER = {"url": "http://localhost:1/v1", "model": "m"}
+FULL = from_dict(
+    {**changed("llm.shrink", {"layers": 3}), "teach": {"teacher": TEACHER}},
+).model_dump(mode="json")
 OTHER = {"iid": "dirichlet", "fedcollm": "fedavg"}
 
 
 def altered(path, value):
     if isinstance(value, bool) or value is None:
-        return {"revision": "x", "shrink": {"layers": 2}}.get(path[-1], not value)
+        return {"revision": "x", "shrink": {"layers": 2}, "api_key_env": "KEY"}.get(path[-1], not value)
     if isinstance(value, int | float):
         return value / 2 if path[-1] in ("fraction", "warmup") else value + 1
     return OTHER.get(value, value + "x")
@@ -208,6 +212,7 @@ def test_the_fingerprint_is_that_of_the_experiment_and_of_nothing_else(path):
         node = node[key]
     if path == ("aggregator", "name"):
         pytest.skip("there is one aggregator")
+    is_speed = path[0] == "runtime" or (path[:2] == ("teach", "teacher") and path[2] in PATIENCE)
     if path[0] == "runtime":
         others = {"device": "cpu", "dtype": "float32", "transport": "inprocess", "threads": 2}
         node[path[-1]] = others.get(path[-1], 77)
@@ -218,7 +223,7 @@ def test_the_fingerprint_is_that_of_the_experiment_and_of_nothing_else(path):
             from_dict(raw)
         except ConfigError as error:  # one of a few words: take another one of those it names
             node[path[-1]] = next(w for w in re.findall("'([^']+)'", str(error)) if w != old)
-    assert (fingerprint(from_dict(raw)) == fingerprint(from_dict(FULL))) == (path[0] == "runtime")
+    assert (fingerprint(from_dict(raw)) == fingerprint(from_dict(FULL))) == is_speed
 
 
 def test_a_plugin_option_changes_the_fingerprint():

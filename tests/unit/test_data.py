@@ -123,6 +123,8 @@ def test_held_out_rows_of_their_own_are_taken_whole_or_in_part(tmp_path: Path) -
     expected = [f"Question: t {number}?\nAnswer:" for number in range(12)] + ["Question: q 0?\nAnswer:"]
     assert prompts(whole)[0] == expected
     assert whole.dropped == {"multiple_choice": 1}  # q 0 is held out
+    (note,) = whole.notes
+    assert "left out 1 of multiple_choice: their text also stands in the held-out" in note
     assert len(whole.pool) == 19
     assert len(part.test["multiple_choice"]) == 4
     assert set(prompts(part)[0]) < set(expected)

@@ -233,13 +233,18 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()[:8]
 
 
+def same_vocabulary(one: CausalLM, other: CausalLM) -> bool:
+    """Whether a logit means the same token in both."""
+    return one.vocab_size == other.vocab_size and one.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+
+
 def check_vocabularies(llm: CausalLM, slm: CausalLM) -> None:
     """Logit distillation needs one vocabulary.
 
     Raises:
         ModelError: sizes or tokens differ; says both and what to do.
     """
-    same = llm.vocab_size == slm.vocab_size and llm.tokenizer.get_vocab() == slm.tokenizer.get_vocab()
+    same = same_vocabulary(llm, slm)
     if not same:
         raise ModelError(
             f"llm and slm have different vocabularies ({llm.vocab_size} and {slm.vocab_size} logits, "

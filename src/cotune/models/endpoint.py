@@ -14,12 +14,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import Field
-
+from cotune.endpoint_settings import EndpointSettings
 from cotune.errors import ConfigError, CotuneError, RunError
-from cotune.plugins import PluginConfig
 from cotune.records import Keep, Sampling, Written
 
 if TYPE_CHECKING:
@@ -30,24 +28,6 @@ LONGEST_WAIT = 120.0
 _CONNECT_SECONDS = 10.0
 _LETTERS_PER_TOKEN = 4
 """A rule of thumb for English, used where an endpoint does not count."""
-
-
-class EndpointSettings(PluginConfig):
-    """Where an endpoint is, what it is asked for, and with how much patience."""
-
-    url: str = Field(pattern="^https?://", description="up to and with /v1, such as http://localhost:8000/v1")
-    model: str = Field(min_length=1, description="as the endpoint calls it")
-    api_key_env: str | None = Field(
-        None, description="name of the environment variable that holds the key; never the key itself"
-    )
-    concurrency: int = Field(8, gt=0, description="requests under way at a time")
-    timeout_seconds: float = Field(120.0, gt=0, description="for one answer")
-    max_retries: int = Field(6, ge=0, description="further tries of one request before the run stops")
-    length_key: Literal["max_tokens", "max_completion_tokens"] = Field(
-        "max_tokens", description="what the endpoint calls the length cap; some hosted models want the other"
-    )
-    price_in: float | None = Field(None, ge=0, description="of a million tokens read, in any currency")
-    price_out: float | None = Field(None, ge=0, description="of a million tokens written")
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-from cotune.errors import RunError
+from cotune.errors import Paused, RunError
 from cotune.models.kept import Kept
 from cotune.pool import Writer
 from cotune.records import Keep, Progress, Sampling, Written, silent
@@ -59,7 +59,7 @@ class CachedWriter:
         """A text for each prompt, out of the cache or new.
 
         Raises:
-            RunError: the writer failed; says how many texts are kept.
+            Paused: the writer failed; says how many texts are kept.
         """
         fingerprint = self.writer.fingerprint
         keys = [path_key(fingerprint, prompt, sampling) for prompt in prompts]
@@ -83,9 +83,9 @@ class CachedWriter:
             new = self.writer.write([asked[key] for key in missing], sampling, store) if missing else []
         except RunError as error:
             num_kept = sum(key in found and bool(found[key].text) for key in keys)
-            raise RunError(
+            raise Paused(
                 f"{error}. {num_kept} of {len(keys)} texts are kept in {self.cache.path}; the others are "
-                "asked for when the run goes on: cotune resume"
+                "asked for when the run goes on"
             ) from error
         found |= zip(missing, new, strict=True)
         return [found[key] for key in keys]

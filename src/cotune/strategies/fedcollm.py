@@ -119,12 +119,16 @@ def _try(loss: Callable[..., object], top_k: int | None) -> None:
 
 def build(config: Config, parts: Parts) -> FedCoLLM:
     """The strategy, with the divergence that the configuration names."""
-    from cotune.models.causal_lm import check_vocabularies
+    from cotune.models.causal_lm import check_vocabularies, same_vocabulary
     from cotune.models.mutual import Divergence
 
-    if config.distill_weight > 0:
-        check_vocabularies(parts.learners["llm"].lm, parts.learners["slm"].lm)
-    loss = plugins.module("loss", config.loss).loss
+    llm, slm = parts.learners["llm"], parts.learners["slm"]
     weight, temperature, top_k = config.distill_weight, config.temperature, config.top_k
+    if weight > 0 and parts.num_families > 1 and not same_vocabulary(llm.lm, slm.lm):
+        parts.note(f"{slm.name} has another vocabulary than the LLM: they co-tune on labels, without logits")
+        weight = 0.0
+    if weight > 0:
+        check_vocabularies(llm.lm, slm.lm)
+    loss = plugins.module("loss", config.loss).loss
     _try(loss, top_k)
     return FedCoLLM(config, parts, Divergence(loss, weight, temperature, top_k, config.public_lr))

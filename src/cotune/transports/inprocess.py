@@ -8,18 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from cotune.codec import decode, encode
-from cotune.host import Host
+from cotune.host import Host, Hosts
 from cotune.records import Failure, Message
 
 
 class InProcess:
-    """Hands messages to one host, a bounded number at a time."""
+    """Hands messages to the hosts of this process, a bounded number at a time."""
 
-    def __init__(self, host: Host, chunk: int) -> None:
+    def __init__(self, host: Host | Hosts, chunk: int) -> None:
         self.host, self.chunk = host, chunk
 
     def clients(self) -> Sequence[str]:
-        """All of the host's clients."""
+        """All clients of this process."""
         return self.host.clients()
 
     def send(self, messages: Sequence[Message]) -> Iterator[tuple[Message | Failure, int, int]]:

@@ -105,7 +105,7 @@ def test_a_failure_says_what_is_kept_and_how_to_go_on(cache):
     with pytest.raises(RunError) as caught:
         writer.write(PROMPTS, HOW)
     assert str(caught.value).startswith(f"endpoint x: gone. 4 of 5 texts are kept in {cache.path}")
-    assert "cotune resume" in str(caught.value)
+    assert "when the run goes on" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 3
 

@@ -1,0 +1,126 @@
+"""The models of a run, loaded: the LLM where it is needed, and the SLM of each family of clients."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cotune import families, plugins
+from cotune.config import Config, ModelConfig, RuntimeConfig, ShrinkConfig
+from cotune.data import Dataset
+from cotune.models import causal_lm, zoo
+from cotune.models.heal import Healing, heal
+from cotune.models.learner import Learner
+from cotune.models.lora import LoraStack, save_peft
+from cotune.models.shrink import shrink
+from cotune.models.tune import Tick
+from cotune.protocols import SLM, State
+from cotune.records import Example
+from cotune.wheels import cache_dir
+
+Note = Callable[[str], None]
+"""Told what is being prepared."""
+SHRINK_TEXTS = 32
+"""Public examples on which the layers' influence is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The models of a run: the LLM where it is needed, and of each family the SLM and who holds it."""
+
+    llm: Learner | None
+    slms: Mapping[str, Learner]
+    members: Mapping[str, tuple[str, ...]]
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Which of `slm` and `llm` there are."""
+        return frozenset([SLM] * bool(self.slms) + ["llm"] * bool(self.llm))
+
+    def of(self, family: str) -> dict[str, Learner]:
+        """The models that a strategy meets, by role."""
+        slm = {SLM: self.slms[family]} if self.slms else {}
+        return {**slm, **({"llm": self.llm} if self.llm else {})}
+
+    @property
+    def models(self) -> dict[str, Learner]:
+        """All of them: `llm`, and the SLMs by family."""
+        return {**({"llm": self.llm} if self.llm else {}), **self.slms}
+
+    def describe(self) -> dict[str, Any]:
+        """Which models, and where they are, for results.json."""
+        named = {name: {"model": m.name, "fingerprint": m.lm.fingerprint} for name, m in self.models.items()}
+        return {"device": str(next(iter(self.models.values())).lm.device), "models": named}
+
+    def save(self, folder: Path, state: State) -> None:
+        """The adapters in PEFT's format, one folder each."""
+        for name, adapter in state.adapters().items():
+            save_peft(adapter, folder / name, self.models[name].name)
+
+
+def load(config: Config, dataset: Dataset, tick: Callable[[str], Tick], note: Note) -> Fleet:
+    """What the strategy trains, and both roles where they teach each other; an endpoint stands for the LLM.
+
+    Where no SLM is trained, who would hold which does not matter.
+    """
+    trained = plugins.module("strategy", config.strategy.name).TRAINS
+    wanted = trained | ({SLM, "llm"} if config.allocator else set())
+    if config.allocator and config.teach.teacher:
+        wanted -= {"llm"}
+    members = families.members(config, dataset.clients)
+    around = (config.runtime, dataset.public, note)
+    llm = learner("llm", config.llm, tick, around) if "llm" in wanted else None
+    if SLM not in wanted:
+        return Fleet(llm, {}, {SLM: dataset.clients})
+    slms = {name: learner(SLM, model, tick, around) for name, model in families.models(config).items()}
+    return Fleet(llm, slms, members)
+
+
+def learner(
+    role: str,
+    model: ModelConfig,
+    tick: Callable[[str], Tick],
+    around: tuple[RuntimeConfig, Sequence[Example], Note],
+) -> Learner:
+    """One role's model: found, cut if asked for, loaded, and given its adapters."""
+    runtime, public, note = around
+    folder, name = Path(zoo.resolve(model.model, revision=model.revision, progress=note)), model.model
+    if model.shrink is not None:
+        note(f"cutting {model.model} to {model.shrink.layers} layers")
+        folder = cut(folder, model.shrink, public)
+        name = str(folder)
+    note(f"loading {role} {model.model}")
+    lm = causal_lm.load(
+        folder,
+        zoo.fingerprint(folder),
+        device=runtime.device,
+        dtype=runtime.dtype,
+        remote_code=model.trust_remote_code,
+    )
+    stack = LoraStack(lm, model.lora.rank, model.lora.alpha, model.lora.targets)
+    return Learner(role, name, lm, stack, model.tune, runtime.stack, tick(role))
+
+
+def cut(teacher: Path, how: ShrinkConfig, public: Sequence[Example]) -> Path:
+    """The depth-pruned student of a teacher; made once for the same teacher, public texts and settings."""
+    texts = [example.prompt + example.completion for example in public]
+    few = texts[:: max(1, len(texts) // SHRINK_TEXTS)][:SHRINK_TEXTS]
+    student = _student([zoo.fingerprint(teacher), how.layers, how.method, few])
+    if not student.exists():
+        shrink(teacher, student, layers=how.layers, texts=few, method=how.method)
+    if how.heal_steps == 0:
+        return student
+    healed = _student([student.name, how.heal_steps, texts])
+    if not healed.exists():
+        heal(student, teacher, healed, texts=texts, healing=Healing(steps=how.heal_steps))
+    return healed
+
+
+def _student(made_from: Sequence[Any]) -> Path:
+    """Where the student made from these values is kept; it appears there whole or not at all."""
+    digest = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+    return cache_dir() / "students" / digest

@@ -1,0 +1,145 @@
+"""Whole tiny runs whose paths come from a chat server on this machine; its model is never trained."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+import tiny
+from chat_server import HANG_UP, answer, serving
+from cotune import cli, config, report
+from cotune.errors import ConfigError, RunError
+
+pytest.importorskip("httpx2", reason="needs the extra `endpoint`: pip install 'cotune[endpoint]'")
+
+TEACH = {"guard": False, "path_tokens": 12, "probe": 0, "beta": 1.0, "slm_lr": 1e-2}
+KEY = "sk-very-secret-9"
+
+
+@pytest.fixture(autouse=True)
+def direct(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setenv("COTUNE_TEST_KEY", KEY)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(own_cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("COTUNE_CACHE", str(tmp_path / "cache"))
+
+
+def options(url, guard=False, **teacher):
+    asked = {"url": url, "model": "big", "api_key_env": "COTUNE_TEST_KEY", "max_retries": 0, **teacher}
+    return {
+        "strategy": "fedavg",
+        "allocator": "everything",
+        "teach": {**TEACH, "guard": guard, "teacher": asked},
+    }
+
+
+def right(prompt, nth):
+    """A path to the answer that stands in the question."""
+    lines = prompt.splitlines()
+    letter = next(line[0] for line in lines[1:] if line[3:] and line[3:] in lines[0])
+    return answer(prompt, content=f"It says so. Final answer: {letter}")
+
+
+def test_clients_learn_from_it_and_the_llm_is_not_there(small, tmp_path):
+    tiny.run(small, tmp_path / "plain", strategy="fedavg")
+    with serving(right) as server:
+        found = tiny.run(
+            small, tmp_path / "taught", **options(server.url, guard=True, price_in=1.0, price_out=2.0)
+        )
+    assert tiny.adapter_bytes(tmp_path / "plain") != tiny.adapter_bytes(tmp_path / "taught")
+    assert found["metrics"].keys() == {"slm", "clients"}
+    assert "llm" not in found["models"]
+    assert not (tmp_path / "taught" / "adapters" / "llm").exists()
+    first, second = [line["teaching"] for line in report.read_rounds(tmp_path / "taught")[1:]]
+    assert first["llm_paths"]["right"] == first["llm_paths"]["paths"] == 12
+    assert first["endpoint"] == {
+        "model": "big", "answers": 12, "empty": 0, "estimated": 0, "tokens_in": 84, "tokens_out": 36,
+        "cost": pytest.approx((84 + 72) / 1e6),
+    }  # fmt: skip
+    assert second["endpoint"]["answers"] == 0  # its model does not change, so that its paths are kept
+    assert first["asked"] == {client: [] for client in first["asked"]}
+    assert first["llm_lessons"] == 0
+    assert first["slm"]["pairs"] > 0
+    assert {header["Authorization"] for header in server.headers} == {f"Bearer {KEY}"}
+    for path in (tmp_path / "taught").rglob("*"):
+        assert not path.is_file() or KEY.encode() not in path.read_bytes()
+
+
+def command(*words):
+    """The exit code of a command in this process."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", ["cotune", *map(str, words)])
+        try:
+            cli.main()
+        except SystemExit as end:
+            return end.code or 0
+    return 0
+
+
+def test_a_server_that_goes_away_stops_the_run_and_it_resumes(small, tmp_path, capsys):
+    with serving(right) as server:
+        tiny.run(small, tmp_path / "whole", **options(server.url))
+    path, out = tmp_path / "run.yaml", tmp_path / "torn"
+    with serving(lambda prompt, nth: right(prompt, nth) if len(server.asked) < 5 else HANG_UP) as server:
+        made = tiny.raw_config(small, **options(server.url, concurrency=1))
+        path.write_text(yaml.safe_dump(made), encoding="utf-8")
+        assert command("run", path, "--out", out) == 3
+        said = " ".join(capsys.readouterr().err.split())
+        assert "4 of 12 texts are kept" in said
+        assert f"cotune resume {out}" in said
+        assert "Traceback" not in said
+        num_asked = sum(server.asked.values())
+        server.script = right
+        assert command("resume", out) == 0
+        assert sum(server.asked.values()) == num_asked + 12 - 4
+    assert tiny.adapter_bytes(tmp_path / "whole") == tiny.adapter_bytes(out)
+
+
+@pytest.mark.parametrize("script", [lambda p, n: answer(p, content=""), lambda p, n: (200, {"odd": []})])
+def test_answers_without_a_text_teach_nobody(small, tmp_path, script):
+    tiny.run(small, tmp_path / "plain", strategy="fedavg")
+    with serving(script) as server:
+        tiny.run(small, tmp_path / "taught", **options(server.url))
+    assert tiny.adapter_bytes(tmp_path / "plain") == tiny.adapter_bytes(tmp_path / "taught")
+    line = report.read_rounds(tmp_path / "taught")[1]["teaching"]
+    assert line["endpoint"]["empty"] == 12
+    assert line["slm"]["pairs"] == 0
+
+
+def test_nonsense_teaches_nobody_under_the_guard(small, tmp_path):
+    tiny.run(small, tmp_path / "plain", strategy="fedavg")
+    with serving(lambda prompt, nth: answer(prompt, content="I like trains.")) as server:
+        tiny.run(small, tmp_path / "taught", **options(server.url, guard=True))
+    assert tiny.adapter_bytes(tmp_path / "plain") == tiny.adapter_bytes(tmp_path / "taught")
+    line = report.read_rounds(tmp_path / "taught")[1]["teaching"]
+    assert line["llm_paths"] == {"paths": 12, "answered": 0, "right": 0, "cut": 0}
+
+
+def test_a_server_that_is_down_is_told_before_anything_is_trained(small, tmp_path):
+    with pytest.raises(RunError, match=r"127\.0\.0\.1:9"):
+        tiny.run(small, tmp_path, **options("http://127.0.0.1:9/v1"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"strategy": "fedcollm"}, "trains the LLM, and a model behind an endpoint cannot be trained"),
+        ({"allocator": "loss_gap"}, "compares losses with the LLM's, and an endpoint tells none"),
+    ],
+)
+def test_what_an_endpoint_cannot_do_is_refused(small, tmp_path, change, said):
+    with pytest.raises(ConfigError, match=said):
+        tiny.ready(small, tmp_path, **{**options("http://127.0.0.1:9/v1"), **change})
+
+
+def test_patience_and_price_do_not_make_another_experiment(small):
+    def digest(**teacher):
+        made = tiny.raw_config(small, **options("http://127.0.0.1:9/v1", **teacher))
+        return config.fingerprint(config.from_dict(made))
+
+    plain = digest()
+    assert digest(timeout_seconds=5.0, max_retries=9, concurrency=2, price_in=3.0) == plain
+    assert digest(model="other") != plain
