@@ -27,6 +27,8 @@ VOCAB = 258
 ANIMALS = ("fox", "owl", "cat", "hen", "bee", "elk", "ant", "cow", "pig", "rat")
 PLACES = ("barn", "lake", "wood")
 COLOURS = ("red", "blue", "green")
+REASONED = ("step_by_step",)
+"""Strategies that learn from rationales: their rows have some."""
 
 
 @cache
@@ -96,6 +98,15 @@ def rows(kind: str, number: int) -> list[dict[str, Any]]:
     return found
 
 
+def reasoned(items: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows with a rationale for four of five."""
+    texts = [f"{item['choices'][item['answer_idx']]} stands there." for item in items]
+    return [
+        {**item, **({"rationale": text} if row % 5 else {})}
+        for row, (item, text) in enumerate(zip(items, texts, strict=True))
+    ]
+
+
 def write_rows(path: Path, items: Sequence[Mapping[str, Any]]) -> Path:
     """JSON Lines."""
     path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
@@ -129,22 +140,26 @@ def tune_config(**changes: Any) -> TuneConfig:
 
 def raw_config(folder: Path, **changes: Any) -> dict[str, Any]:
     """A run of three clients and two rounds on files in `folder`, as a YAML file holds it."""
-    llm, slm, data = folder / "llm", folder / "slm", folder / "places.jsonl"
+    llm, slm = folder / "llm", folder / "slm"
     if not llm.exists():
         write_model(llm, seed=1, layers=3)
         write_model(slm, seed=2, layers=2)
-        write_rows(data, rows("places", 30))
-        write_rows(folder / "colours.jsonl", rows("colours", 30))
+        for kind in ("places", "colours"):
+            write_rows(folder / f"{kind}.jsonl", rows(kind, 30))
+            write_rows(folder / f"reasoned_{kind}.jsonl", reasoned(rows(kind, 30)))
     tune = {"lr": 1e-2, "batch_size": 4, "warmup": 0.0}
     lora = {"rank": 2, "alpha": 4, "targets": "attention"}
     source = {"task": "multiple_choice", "train_rows": 12, "public_rows": 6, "test_rows": 6}
+    named = changes.get("strategy", "fedcollm")
+    start = "reasoned_" if (named if isinstance(named, str) else named["name"]) in REASONED else ""
+    files = (f"{start}places", f"{start}colours")
     raw: dict[str, Any] = {
         "seed": 3,
         "rounds": 2,
         "llm": {"model": str(llm), "lora": lora, "tune": tune},
         "slm": {"model": str(slm), "lora": lora, "tune": tune},
         "data": {
-            "sources": [{**source, "data": str(data)}, {**source, "data": str(folder / "colours.jsonl")}],
+            "sources": [{**source, "data": str(folder / f"{file}.jsonl")} for file in files],
             "partition": {"name": "iid", "clients": 3},
         },
         "strategy": "fedcollm",

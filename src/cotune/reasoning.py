@@ -133,6 +133,11 @@ def is_right(text: str, example: Example) -> bool:
     return parse(text, example) == answer_of(example)
 
 
+def reasons(text: str) -> str:
+    """What a path says before it comes to an answer: the text before its first marker, or all of it."""
+    return _MARKER.split(text, maxsplit=1)[0].strip()
+
+
 def free_example(row: Row, where: str, question: str, answer: str, rationale: str, domain: str) -> Example:
     """An example without choices, asked for and written as a path; the row's own id and domain go first.
 

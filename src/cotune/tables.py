@@ -15,13 +15,14 @@ MODEL_NAMES = {"llm": "LLM (server)", "slm": "SLMs (clients)"}
 TITLES = {"llm": "Server LLM", "slm": "Client SLMs"}
 METHOD_ORDER = {
     "llm": ("zero_shot", "centralized", "fedcollm"),
-    "slm": ("zero_shot", "standalone", "fedavg", "fedcollm"),
+    "slm": ("zero_shot", "standalone", "fedavg", "step_by_step", "fedcollm"),
 }
 METHOD_NAMES = {
     "zero_shot": "zero-shot",
     "centralized": "centralized",
     "standalone": "standalone",
     "fedavg": "FedAvg",
+    "step_by_step": "Step-by-Step",
     "fedcollm": "FedCoLLM",
 }
 

@@ -13,10 +13,11 @@ import pytest
 import tiny
 from cotune import config, report, session
 from cotune.errors import RunError
+from cotune.host import Store
 from cotune.models.lora import load_peft
 from faulty import Faulty
 
-STRATEGIES = ("standalone", "centralized", "fedavg", "fedcollm")
+STRATEGIES = ("standalone", "centralized", "fedavg", "fedcollm", "step_by_step")
 
 
 def without_times(found: dict) -> dict:
@@ -75,7 +76,7 @@ def one_client(small, **changes):
 def test_one_client_and_one_round_of_fedavg_are_standalone(small, tmp_path):
     tiny.run(small, tmp_path / "avg", **one_client(small))
     tiny.run(small, tmp_path / "alone", **one_client(small, strategy="standalone"))
-    store = tiny.ready(small, tmp_path / "alone", **one_client(small)).federation.transport.host.store
+    store = Store(tmp_path / "alone" / "clients")
     kept = store.read("client-1", 2)
     shared = arrays(tmp_path / "avg")
     assert all(np.array_equal(shared[name], kept.arrays[name]) for name in shared)
@@ -224,10 +225,10 @@ def test_a_lost_client_is_as_if_it_had_not_been_asked(small, tmp_path):
     network = Faulty(ready.federation.transport, seed=0)
     network._fate = lambda reply: [] if reply.client == "client-2" and reply.action == "tune" else [reply]
     ready.federation.transport = network
-    state = ready.strategy.init(3)
+    state = ready.families[0].strategy.init(3)
     cohort = ("client-1", "client-2", "client-3")
-    both = ready.strategy.server_round(state, session.Round(1, 1, 3, cohort), ready.federation)[0]
-    two = ready.strategy.server_round(
+    both = ready.families[0].strategy.server_round(state, session.Round(1, 1, 3, cohort), ready.federation)[0]
+    two = ready.families[0].strategy.server_round(
         state, session.Round(1, 1, 3, (cohort[0], cohort[2])), ready.federation
     )[0]
     assert_close(both.slm.arrays, two.slm.arrays)
@@ -240,7 +241,7 @@ def test_a_round_below_the_minimum_leaves_the_adapters_as_they_are(small, tmp_pa
     ready = tiny.ready(small, out, strategy=strategy, rounds=1, cohort__minimum=4)
     found = session.run(ready, out)
     assert report.read_rounds(out)[1]["skipped"]
-    fresh = ready.strategy.init(3)
+    fresh = ready.families[0].strategy.init(3)
     assert all(np.array_equal(arrays(out)[n], a) for n, a in fresh.slm.arrays.items())
     assert (
         found["metrics"]["slm"]["multiple_choice"]["before"]
@@ -335,5 +336,5 @@ def test_ten_thousand_clients(small, tmp_path):
 
 def test_nothing_in_a_session_holds_the_configuration(small, tmp_path):
     ready = tiny.ready(small, tmp_path)
-    held = [*vars(ready.federation).values(), *vars(ready.strategy).values()]
+    held = [*vars(ready.federation).values(), *vars(ready.families[0].strategy).values()]
     assert not any(isinstance(value, config.Config) for value in held)

@@ -132,7 +132,14 @@ def launch_build():
 
 @pytest.mark.parametrize(
     ("strategy", "round"),
-    [("standalone", 1), ("standalone", 2), ("standalone", 3), ("fedavg", 2), ("fedcollm", 3)],
+    [
+        ("standalone", 1),
+        ("standalone", 2),
+        ("standalone", 3),
+        ("fedavg", 2),
+        ("fedcollm", 3),
+        ("step_by_step", 3),
+    ],
 )
 def test_an_unexpected_failure_is_one_line_with_the_command_that_resumes(
     small, whole, tmp_path, monkeypatch, strategy, round

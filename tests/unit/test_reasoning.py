@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cotune import reasoning
 from cotune.errors import DataError
-from cotune.reasoning import MARKER, answer_of, is_right, on_path, parse, path_prompt, written
+from cotune.reasoning import MARKER, answer_of, is_right, on_path, parse, path_prompt, reasons, written
 from cotune.records import Example
 
 SNOW = Example(
@@ -53,6 +53,20 @@ def test_a_prompt_that_already_asks_for_a_path_is_left_as_it_is() -> None:
     for example in (SNOW, PENS):
         asked = on_path(example, "So.")
         assert path_prompt(asked) == asked.prompt == path_prompt(example)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        (" It falls.\nIt is cold.\nFinal answer: B", "It falls.\nIt is cold."),
+        ("So. final  ANSWER : B. And so. Final answer: C", "So."),
+        ("It falls", "It falls"),
+        (" Final answer: B", ""),
+        ("\n", ""),
+    ],
+)
+def test_the_reasons_of_a_path_end_before_its_first_marker(path, expected) -> None:
+    assert reasons(path) == expected
 
 
 def test_a_written_path_is_the_text_that_follows_the_prompt() -> None:

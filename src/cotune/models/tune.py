@@ -202,7 +202,7 @@ def _tune_stack(
     for step in range(len(plans[0].batches)):
         active = [plan.batches[step] for plan in plans if step < len(plan.batches)]
         stack.activate(len(active))
-        loss, per_client, counts = _stack_loss(lm, active)
+        loss, per_client, counts = stack_loss(lm, active)
         rows.step(stack.gradients(loss), len(active))
         sums = per_client.detach().cpu().numpy()
         loss_sum[: len(active)] += sums
@@ -221,7 +221,7 @@ def _tune_stack(
     ]
 
 
-def _stack_loss(lm: CausalLM, active: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor, np.ndarray]:
+def stack_loss(lm: CausalLM, active: Sequence[Sequence[Encoded]]) -> tuple[Tensor, Tensor, np.ndarray]:
     """Sum over clients of each client's mean token loss; also its token losses summed, and token counts."""
     batch, rows = stacked_batch(lm, active)
     client = batch.row // rows

@@ -13,7 +13,7 @@ import tiny
 from cotune.config import TuneConfig
 from cotune.models.causal_lm import Encoded
 from cotune.models.lora import LoraStack
-from cotune.models.tune import Plan, RowOptimiser, TuneJob, _stack_loss, lr_factor, plan_batches, stacks, tune
+from cotune.models.tune import Plan, RowOptimiser, TuneJob, lr_factor, plan_batches, stack_loss, stacks, tune
 
 LR = 5e-3
 
@@ -57,10 +57,10 @@ def test_gradients_of_a_stack_are_those_of_separate_clients():
     adapters = [tiny.random_adapter(stack, seed) for seed in range(3)]
     batches = [[lm.encode(e, 100) for e in tiny.examples(n, seed=n)] for n in (4, 1, 3)]
     stack.load(adapters)
-    together = stack.gradients(_stack_loss(lm, batches)[0])
+    together = stack.gradients(stack_loss(lm, batches)[0])
     for k, adapter in enumerate(adapters):
         stack.load([adapter])
-        alone = stack.gradients(_stack_loss(lm, batches[k : k + 1])[0])[0]
+        alone = stack.gradients(stack_loss(lm, batches[k : k + 1])[0])[0]
         assert (together[k] - alone).norm() <= 1e-6 * alone.norm()
 
 
@@ -69,7 +69,7 @@ def test_loss_of_a_client_is_the_mean_over_its_completion_tokens():
     stack = LoraStack(lm, 2, 4, "attention")
     stack.load([tiny.random_adapter(stack)])
     rows = [lm.encode(e, 100) for e in tiny.examples(3)]
-    loss, sums, counts = _stack_loss(lm, [rows])
+    loss, sums, counts = stack_loss(lm, [rows])
     losses = []
     for row in rows:
         logits = lm.model(torch.tensor([row.ids])).logits[0]
