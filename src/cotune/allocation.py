@@ -221,7 +221,7 @@ class Allocation:
         )
 
     def _losses(self, state: State) -> list[float]:
-        """Mean token losses of the reference answers under the LLM as it is."""
+        """Losses of the reference answers under the LLM as it is."""
         reader = self.teacher.reader
         assert reader is not None
         reader.mount(state.llm)

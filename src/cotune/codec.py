@@ -34,20 +34,21 @@ def encode(message: Message) -> bytes:
     """
     head = {name: getattr(message, name) for name in _FIELDS}
     try:
-        text = json.dumps(head, allow_nan=False, separators=(",", ":")).encode()
+        text = json.dumps(head, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        raw = text.encode("utf-8", "surrogatepass")  # as json.loads reads it
         body = save_arrays({name: np.asarray(array, order="C") for name, array in message.arrays.items()})
     except (TypeError, ValueError, KeyError, SafetensorError) as error:
         raise WireError(
             f"message {message.action!r} of {message.client!r} cannot be encoded: {error}"
         ) from error
-    size = _LENGTH.size + len(text) + len(body)
+    size = _LENGTH.size + len(raw) + len(body)
     if size > MAX_BYTES:
         largest = max(message.arrays, key=lambda name: message.arrays[name].nbytes)
         raise WireError(
             f"message {message.action!r} has {size:,} bytes, limit {MAX_BYTES:,}; largest: {largest!r}. "
             "Lower lora.rank or adapt fewer layers."
         )
-    return b"".join((_LENGTH.pack(len(text)), text, body))
+    return b"".join((_LENGTH.pack(len(raw)), raw, body))
 
 
 def decode(data: bytes) -> Message:

@@ -56,9 +56,9 @@ class PoolView(Protocol):
         """The same features of the party's private examples, float32 [examples, d]; none on the server."""
 
     def losses(self) -> tuple[Array, Array]:
-        """Mean token loss of each item's reference answer under the party's own model and under its peer's.
+        """Loss of each item's reference answer under the party's own model and under its peer's.
 
-        Each float64 [items]; NaN where an answer has no tokens.
+        Each float64 [items], in nats a character; NaN where an answer has no tokens.
         """
 
     def answers(self, count: int) -> Attempts:

@@ -109,11 +109,15 @@ class ModelView:
 
 
 def mean_losses(reader: Reader, pool: Sequence[Example]) -> npt.NDArray[np.float64]:
-    """Mean token loss of each item's reference answer under the model as it is mounted, float64 [items]."""
+    """Loss of each item's reference answer under the model as it is mounted, nats a character [items].
+
+    Per character and not per token, so that models with other tokens can be compared; NaN without tokens.
+    """
     found = reader.log_probs([(example.prompt, example.completion) for example in pool])
-    counts = np.asarray(found.counts, np.float64)
+    lengths = np.array([len(example.completion) for example in pool], np.float64)
+    has_tokens = np.asarray(found.counts) > 0
     with np.errstate(invalid="ignore", divide="ignore"):
-        values: npt.NDArray[np.float64] = -np.asarray(found.sums) / counts
+        values: npt.NDArray[np.float64] = np.where(has_tokens, -np.asarray(found.sums) / lengths, np.nan)
     return values
 
 

@@ -179,3 +179,11 @@ def test_deeply_nested_facts_are_refused():
     text = b'{"client":"c","round":1,"action":"t","facts":{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
     with pytest.raises(WireError):
         decode(struct.pack("<Q", len(text)) + text + WHOLE)
+
+
+def test_a_text_takes_the_bytes_that_utf_8_gives_it():
+    """So that what is sent can be foretold from the texts; half a pair of surrogates is text to JSON, too."""
+    plain, odd = (len(encode(Message("a", 1, "b", {}, {"text": text}))) for text in ("", "ö→日\ud800" * 50))
+    assert odd - plain == 50 * (2 + 3 + 3 + 3)
+    message = Message("a", 1, "b", {}, {"text": "ö\ud800"})
+    assert decode(encode(message)) == message

@@ -1,7 +1,8 @@
 """The items whose reference answer the peer predicts better than the party itself, widest gap first.
 
 Paper: Fan et al. 2024 (FedMKT, its DualMinCE), https://arxiv.org/abs/2406.02224. As printed, the peer must be
-strictly better, and what nobody predicts better is left out.
+strictly better, and what nobody predicts better is left out. Losses are means over characters, not tokens, so
+that models with different tokens can be compared; between models with the same, it is the same choice.
 """
 
 from __future__ import annotations
