@@ -22,6 +22,7 @@ from cotune.changes import (
 from cotune.chart import SLOTS, Series, Span, bar_chart, dumbbell, line_chart, share_bar
 from cotune.selection_page import selection_values
 from cotune.tables import amount, duration, percent
+from cotune.teaching_page import teaching_values
 
 Record = Mapping[str, Any]
 
@@ -73,6 +74,7 @@ def page_values(results: Record, rounds: Sequence[Record], config: str) -> dict[
         "losses": loss_charts(rounds),
         "clients": client_table(results),
         "selection": selection_values(results, rounds),
+        "teaching": teaching_values(results, rounds),
         "traffic": traffic(results, rounds),
         "time": time_spent(results, rounds),
         "failures": _failures(rounds),
