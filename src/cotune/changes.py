@@ -122,6 +122,26 @@ def headline(results: Mapping[str, Any], model: str) -> Change | None:
     return Change(model, whole.before, whole.after, whole.num_examples, stderr, clients, gain)
 
 
+def family_changes(results: Mapping[str, Any]) -> list[Change]:
+    """One change a model family, with how many clients hold its model; none where all hold the same."""
+    found = []
+    for family, numbers in mapping(results.get("families")).items():
+        own, stated = mapping(numbers), mapping(mapping(numbers).get("gain"))
+        whole, clients = _mean_change(family, task_changes(own.get("metrics"))), own.get("clients")
+        found.append(
+            Change(
+                family,
+                whole.before,
+                whole.after,
+                whole.num_examples,
+                number(stated.get("stderr")),
+                clients if isinstance(clients, int) else None,
+                number(stated.get("mean")),
+            )
+        )
+    return found
+
+
 def standard_error(values: Sequence[float | None]) -> float | None:
     """Standard error of the mean (sample standard deviation / sqrt n); None below two values."""
     present = [v for v in values if v is not None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from markupsafe import Markup
@@ -12,6 +13,7 @@ from markupsafe import Markup
 from cotune.changes import (
     Change,
     client_changes,
+    family_changes,
     headline,
     mapping,
     mean_score,
@@ -73,6 +75,7 @@ def page_values(results: Record, rounds: Sequence[Record], config: str) -> dict[
         "curves": score_charts(rounds, metric_name(results)),
         "losses": loss_charts(rounds),
         "clients": client_table(results),
+        "families": _families(results),
         "selection": selection_values(results, rounds),
         "teaching": teaching_values(results, rounds),
         "traffic": traffic(results, rounds),
@@ -88,6 +91,13 @@ def page_values(results: Record, rounds: Sequence[Record], config: str) -> dict[
     }
 
 
+def _families(results: Record) -> list[tuple[Change, str]]:
+    """Each model family and which model its clients hold."""
+    models = mapping(results.get("models"))
+    found = [(change, mapping(models.get(change.name)).get("model")) for change in family_changes(results)]
+    return [(change, PurePath(str(model)).name if model else "\N{EN DASH}") for change, model in found]
+
+
 def signed_points(value: float | None) -> str:
     """A difference of scores in points, with a real minus sign."""
     return "\N{EN DASH}" if value is None else f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
@@ -99,7 +109,7 @@ def verdict(change: Change) -> str:
         return "Only one side was measured, so there is no gain to state."
     if change.stderr is None:
         return "No standard error can be given, so chance is not ruled out."
-    over = f" over {change.clients} clients" if change.name == "slm" and (change.clients or 0) > 1 else ""
+    over = f" over {change.clients} clients" if (change.clients or 0) > 1 else ""
     error = f"Standard error {100 * change.stderr:.1f} points{over}:"
     if not change.is_clear:
         return f"{error} a change of this size may be chance."

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cotune.changes import Change, headline, mapping, metric_name, number, task_changes
+from cotune.changes import Change, family_changes, headline, mapping, metric_name, number, task_changes
 
 MODEL_NAMES = {"llm": "LLM (server)", "slm": "SLMs (clients)"}
 TITLES = {"llm": "Server LLM", "slm": "Client SLMs"}
@@ -79,6 +79,8 @@ def summary_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str, s
         if whole is not None:
             label = printable(tasks[0].name) if len(tasks) == 1 else "mean"
             rows.append((name, label, *_numbers(whole), certainty(whole)))
+    families = [(f"  {printable(change.name)}", change) for change in family_changes(results)]
+    rows += [(name, "mean", *_numbers(change), certainty(change)) for name, change in families]
     return rows
 
 
@@ -86,7 +88,7 @@ def certainty(change: Change) -> str:
     """The standard error of a gain, and whether it may be chance; empty when nothing can be said."""
     if change.gain is None or change.stderr is None:
         return ""
-    over = f" over {change.clients} clients" if change.name == "slm" and (change.clients or 0) > 1 else ""
+    over = f" over {change.clients} clients" if (change.clients or 0) > 1 else ""
     return f"{100 * change.stderr:.1f}{over}" + ("" if change.is_clear else ", may be chance")
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import tiny
-from cotune import build, config, plugins, report, session
+from cotune import build, config, plugins, report, session, tables
+from cotune.changes import family_changes
 from cotune.host import Store
 from cotune.models.lora import load_peft
 from cotune.protocols import Client
@@ -158,3 +159,21 @@ def test_json_lines_hold_family_losses(small, other, tmp_path):
     tiny.run(small, tmp_path, families=group(other), rounds=1)
     line = json.loads((tmp_path / "rounds.jsonl").read_text().splitlines()[-1])
     assert {"slm", "llm", "slm other", "llm other"} <= line["losses"].keys()
+
+
+def test_page_and_table_tell_the_families_apart(small, other, tmp_path):
+    found = tiny.run(small, tmp_path, families=group(other, 2), rounds=1)
+    (tmp_path / "config.yaml").write_text("seed: 3\n")
+    page = report.render(tmp_path).read_text()
+    assert "Clients hold different models" in page
+    names = [row[0].strip() for row in tables.summary_rows(found)]
+    assert names[-2:] == ["slm", "other"]
+    plain = tiny.run(small, tmp_path / "plain", rounds=1)
+    assert not family_changes(plain)
+    one, two = family_changes(found)
+    assert (one.clients, two.clients) == (1, 2)
+    score = found["metrics"]["clients"]
+    own = [score[client]["multiple_choice"]["after"]["accuracy"] for client in sorted(score)]
+    assert one.after == pytest.approx(own[2])
+    assert two.after == pytest.approx((own[0] + own[1]) / 2)
+    assert two.gain == pytest.approx(two.after - two.before)
