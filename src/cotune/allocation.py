@@ -86,21 +86,30 @@ class Allocation:
     shelf: Shelf
     rules: Rules
 
-    def trade(self, state: State, round: Round, verbs: Verbs) -> Traded:
-        """Steps A and B: who wants what, the server's paths down, the clients' paths up."""
+    def trade(self, families: Sequence[tuple[State, Round]], verbs: Verbs) -> Traded:
+        """Steps A and B: who wants what, the server's paths down, the clients' paths up.
+
+        Args:
+            families: the state and the round as each family of clients sees them; one at least.
+            verbs: how clients are reached.
+        """
+        state, round = families[0]
         if state.llm is not None and self.shelf.newest(SERVER, "reference", round.index + 1) is None:
             header = {"adapter": adapter_header(state.llm)}
             self.shelf.put(SERVER, "reference", round.index, header, state.llm.arrays)
         needs_losses = "losses" in self.allocator.needs
         told = {"losses": self._losses(state)} if needs_losses and self.teacher.reader else {}
-        replies = verbs.ask(f"{TEACH}choose", state.slm, round, dict.fromkeys(round.cohort, told))
-        wishes = self._wishes(replies, verbs)
+        replies = [
+            reply
+            for own, part in families
+            for reply in verbs.ask(f"{TEACH}choose", own.slm, part, dict.fromkeys(part.cohort, told))
+        ]
+        wishes = self._wishes(sorted(replies, key=lambda reply: reply.client), verbs)
         allocated = {client: self._choose(client, wish, state, round) for client, wish in wishes.items()}
         asked = {client: found.rows.tolist() for client, found in allocated.items()}
         wanted = {row for wish in wishes.values() for row in [*wish.rows, *wish.probe]}
         wanted |= {row for rows in asked.values() for row in rows}
-        before = self.teacher.spent()
-        mine = self._write(state, sorted(wanted), verbs)
+        mine, spent = self._write(state, sorted(wanted), (round, verbs))
         theirs, told_counts = self._exchange((wishes, asked), mine, round, verbs)
         lessons = [
             Lesson(row, theirs[client][row], mine[row].text, client)
@@ -110,7 +119,7 @@ class Allocation:
         kept = usable(lessons, self.pool, self.rules.guard)
         scores = {client: found.scores for client, found in allocated.items()}
         record = _record((wishes, asked), (mine, theirs), self.pool, len(kept)) | {"scrubbed": told_counts}
-        return Traded(tuple(kept), scores, record | self._spent(before))
+        return Traded(tuple(kept), scores, record | spent)
 
     def learn(self, traded: Traded, state: State, round: Round, verbs: Verbs) -> tuple[State, Record]:
         """Steps D and F: the LLM learns from its clients' paths, then all filters from what it was worth."""
@@ -133,14 +142,6 @@ class Allocation:
         facts = {"loss": taught.loss, "pairs": taught.pairs, "tokens": taught.tokens, "cut": taught.cut}
         record["llm"] = {**facts, **sums}
         return state.replace(llm=taught.adapter), record
-
-    def _spent(self, before: Record) -> Record:
-        """What an endpoint has answered since then, for the record; nothing where there is none."""
-        now = self.teacher.spent()
-        if not now:
-            return {}
-        used = {name: None if value is None else value - before[name] for name, value in now.items()}
-        return {"endpoint": {"model": self.teacher.model, **used}}
 
     def _wishes(self, replies: Sequence[Message], verbs: Verbs) -> dict[str, Wish]:
         """What usable replies say; the others are refused."""
@@ -172,11 +173,35 @@ class Allocation:
         view = self._view(client, wish.losses, state, round)
         return self.allocator.choose(view, self._memory(client, round))
 
-    def _write(self, state: State, rows: Sequence[int], verbs: Verbs) -> dict[int, Written]:
+    def _write(
+        self, state: State, rows: Sequence[int], now: tuple[Round, Verbs]
+    ) -> tuple[dict[int, Written], Record]:
+        """The paths to these items, and what an endpoint took for them in all tries of the round."""
+        round, verbs = now
         verbs.progress("write", 0, len(rows))
         prompts = [reasoning.path_prompt(self.pool[row]) for row in rows]
-        written = self.teacher.writer(state.llm).write(prompts, self.rules.sampling)
-        return dict(zip(rows, written, strict=True))
+        before = self.teacher.spent()
+        try:
+            written = self.teacher.writer(state.llm).write(prompts, self.rules.sampling)
+        except BaseException:  # also Ctrl-C: what was answered was paid for
+            self._remember_spent(before, round)
+            raise
+        spent = self._remember_spent(before, round)
+        return dict(zip(rows, written, strict=True)), spent
+
+    def _remember_spent(self, before: Record, round: Round) -> Record:
+        """What an endpoint has answered in this round, tries that failed included; nothing without one."""
+        now = self.teacher.spent()
+        if not now:
+            return {}
+        kept = self.shelf.get(SERVER, "spent", round.index)
+        earlier: Record = dict(kept.facts) if kept else {}
+        used = {
+            name: None if value is None else value - (before[name] or 0) + (earlier.get(name) or 0)
+            for name, value in now.items()
+        }
+        self.shelf.put(SERVER, "spent", round.index, used, {})
+        return {"endpoint": {"model": self.teacher.model, **used}}
 
     def _exchange(
         self,
@@ -240,30 +265,6 @@ class Allocation:
         return kept.arrays if kept else {}
 
 
-def traded_by_all(families: Sequence[Traded]) -> Traded:
-    """The exchanges of all families as one: the LLM learns from the paths of all of them together."""
-    records = [one.record for one in families]
-    merged = {name: _added([record[name] for record in records if name in record]) for name in records[0]}
-    return Traded(
-        tuple(lesson for one in families for lesson in one.lessons),
-        {client: scores for one in families for client, scores in one.scores.items()},
-        merged | {"pool": records[0]["pool"]},
-    )
-
-
-def _added(values: Sequence[Any]) -> Any:
-    """Numbers add up, dicts join name by name, lists follow each other; texts and None stay."""
-    first = values[0]
-    if isinstance(first, dict):
-        names = dict.fromkeys(name for value in values for name in value)
-        return {name: _added([value[name] for value in values if name in value]) for name in names}
-    if isinstance(first, list):
-        return [item for value in values for item in value]
-    if isinstance(first, int | float) and None not in values:
-        return sum(values)
-    return first
-
-
 def _counts(facts: Any) -> dict[str, int]:
     """What a client says it scrubbed, as far as it can be believed."""
     if not isinstance(facts, dict):
@@ -292,7 +293,8 @@ def _record(
         "wanted": {client: wish.rows for client, wish in wishes.items()},
         "probe": {client: wish.probe for client, wish in wishes.items() if wish.probe},
         "asked": dict(asked),
-        "llm_paths": _quality(own, pool) | {"cut": sum(not written.finished for written in mine.values())},
+        "llm_paths": _quality(own, pool)
+        | {"cut": sum(bool(written.text) and not written.finished for written in mine.values())},
         "slm_paths": _quality(others, pool),
         "llm_lessons": num_lessons,
         "payload_bytes": down + up,

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from cotune import config as configs
-from cotune import data, plugins
+from cotune import data, families, misfits, plugins
 from cotune import fleet as fleets
-from cotune.build_teaching import Around, Teaching, rationale_writer, teaching
+from cotune.build_teaching import Around, Rationales, Teaching, teaching
 from cotune.config import Config
 from cotune.data import ByTask, Dataset
 from cotune.evaluate import answers, summary
 from cotune.federation import Federation
 from cotune.fleet import Fleet, Note
 from cotune.host import Evaluator, Host, Hosts, Store
+from cotune.models import endpoint
 from cotune.models.learner import Learner
 from cotune.models.tune import Tick
 from cotune.protocols import SLM, Parts, Selector, SelectorParts
@@ -45,6 +46,9 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
     """
     import torch
 
+    misfits.refuse(config)
+    if config.teach.teacher:
+        endpoint.check(config.teach.teacher)
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     dataset, watch = _read(config, note), _Watch(listener, config.rounds)
@@ -53,9 +57,12 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
     llm, tokens = fleet.llm, config.runtime.score_tokens
     around = Around(out, partial(watch.working, "teach"), note)
     taught = teaching(config, (fleet.llm, fleet.slms), dataset.public, around) if config.allocator else None
-    crews = [
-        _crew(config, fleet, name, Surroundings(dataset, out, watch, note, taught)) for name in fleet.members
-    ]
+    rationales = Rationales(config, partial(_llm, config, fleet, dataset, (watch, note)), around)
+    common = Surroundings(dataset, out, watch, note, taught, rationales)
+    crews = [_crew(config, fleet, name, common) for name in fleet.members]
+    if len(crews) > 1:
+        for crew in crews:
+            _tell_if_alone(crew.family, note)
     host = Hosts([crew.host for crew in crews])
     federation = Federation(
         InProcess(host, CHUNK * config.runtime.stack), aggregator, watch.hear, config.cohort.minimum
@@ -74,24 +81,32 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
         evaluate_clients=config.evaluate.clients,
         fingerprint=configs.fingerprint(config),
         keep_checkpoints=config.runtime.keep_checkpoints,
-        passes=config.slm.tune.epochs,
         num_cut=lambda: sum(crew.readers.num_cut for crew in crews),
         roles=fleet.roles,
         allocation=taught.allocation if taught else None,
         prepare=taught.prepare if taught else lambda state: state,
-        facts={"versions": versions(), **fleet.describe()},
+        facts=lambda: {"versions": versions(), **fleet.describe(), **rationales.describe()},
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all families have in common: the data, the run's folder, who is told, and the teaching."""
+    """What all families have in common: the data, the run's folder, who is told, the teaching, and who writes
+    rationales."""
 
     dataset: Dataset
     out: Path
     watch: _Watch
     note: Note
     taught: Teaching | None
+    rationales: Rationales
+
+
+def _llm(config: Config, fleet: Fleet, dataset: Dataset, told: tuple[_Watch, Note]) -> Learner:
+    """The LLM, loaded now if the strategy has no use for it."""
+    watch, note = told
+    how = (config.runtime, dataset.public, note)
+    return fleet.llm or fleets.learner("llm", config.llm, watch.tick, how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,18 +122,11 @@ def _crew(config: Config, fleet: Fleet, name: str, around: Surroundings) -> Crew
     """A strategy, selectors and a host for the clients of one family."""
     watch, dataset, clients = around.watch, around.dataset, fleet.members[name]
     learners = fleet.of(name)
-    slm, told = learners.get(SLM), Around(around.out, partial(watch.working, "teach"), around.note)
-
-    def load(role: str) -> Learner:
-        model = config.llm if role == "llm" else config.slm
-        how = (config.runtime, dataset.public, around.note)
-        return learners.get(role) or fleets.learner(role, model, watch.tick, how)
-
-    teacher = partial(rationale_writer, config, partial(load, "llm"), told)
-    parts = Parts(learners, dataset.public, len(fleet.members), around.note, teacher)
+    slm, how = learners.get(SLM), (config.runtime, dataset.public, around.note)
+    parts = Parts(learners, dataset.public, len(fleet.members), around.note, around.rationales)
     strategy = plugins.load("strategy", config.strategy.name, config.strategy.options, parts=parts)
     readers = Readers(
-        partial(load, SLM),
+        lambda: slm or fleets.learner(SLM, config.slm, watch.tick, how),
         config.runtime,
         around.note,
         partial(watch.choosing, "reading"),
@@ -132,7 +140,13 @@ def _crew(config: Config, fleet: Fleet, name: str, around: Surroundings) -> Crew
         Store(around.out / "clients"),
         (config.seed, config.rounds),
     )
-    return Crew(Family(name, clients, strategy, selectors), host, readers)
+    passes = families.models(config)[name].tune.epochs
+    return Crew(Family(name, clients, strategy, selectors, passes), host, readers)
+
+
+def _tell_if_alone(family: Family, note: Note) -> None:
+    if len(family.clients) == 1:
+        note(f"family {family.name} has one client: what is summed over the family is that client's own")
 
 
 def _read(config: Config, note: Note) -> Dataset:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cotune import plugins, reasoning
 from cotune.allocation import Allocation, Teacher
@@ -59,7 +60,10 @@ def teaching(config: Config, models: Models, pool: Sequence[Example], around: Ar
         ConfigError: the strategy's clients do not tune what they are sent, there are no public examples, or
             an endpoint cannot do what is asked of the LLM.
     """
-    _refuse_misfits(config, pool)
+    if not pool:
+        raise ConfigError(
+            "allocator: there are no public examples to teach with. Set public_rows of a source above 0."
+        )
     teach = config.teach
     sampling = Sampling(teach.path_tokens, teach.temperature, 1.0, config.seed, reasoning.STOP)
     rules = Rules(teach.guard, teach.probe, sampling, teach.max_chars, teach.private_paths)
@@ -87,11 +91,34 @@ def _local(config: Config, llm: Learner, pool: Sequence[Example], around: Around
     return Teacher(_writer(llm, around), tutor, _reader(config, llm, around))
 
 
-def rationale_writer(config: Config, llm: Callable[[], Learner], around: Around) -> Writer:
-    """Who writes rationales where nothing is traded: the endpoint that is named, else the LLM as it is."""
-    if config.teach.teacher:
-        return _remote(config, around).writer(None)
-    return _writer(llm(), around)(None)
+@dataclass
+class Rationales:
+    """Who writes rationales where nothing is traded: the endpoint that is named, else the LLM as it is.
+
+    It is made when it is first asked for, and once. `load`: loads the LLM.
+    """
+
+    config: Config
+    load: Callable[[], Learner]
+    around: Around
+    _found: Teacher | None = None
+    _llm: Learner | None = None
+
+    def __call__(self) -> Writer:
+        """The writer."""
+        if self._found is None and self.config.teach.teacher:
+            self._found = _remote(self.config, self.around)
+        elif self._found is None:
+            self._llm = self.load()
+            self._found = Teacher(_writer(self._llm, self.around), None, None, self._llm.name)
+        return self._found.writer(None)
+
+    def describe(self) -> dict[str, Any]:
+        """For results.json: the model, and what an endpoint has answered since the run was last started."""
+        if self._found is None:
+            return {}
+        own = {"fingerprint": self._llm.lm.fingerprint} if self._llm else {}
+        return {"teacher": {"model": self._found.model, **own, **self._found.spent()}}
 
 
 def _remote(config: Config, around: Around) -> Teacher:
@@ -113,36 +140,6 @@ def _allocator(config: Config) -> Allocator:
     assert config.allocator is not None
     found: Allocator = plugins.load("allocator", config.allocator.name, config.allocator.options)
     return found
-
-
-def _refuse_misfits(config: Config, pool: Sequence[Example]) -> None:
-    if not getattr(plugins.module("strategy", config.strategy.name), "TEACHABLE", False):
-        fitting = [
-            name
-            for name in plugins.names("strategy")
-            if getattr(plugins.module("strategy", name), "TEACHABLE", False)
-        ]
-        raise ConfigError(
-            f"allocator: clients of strategy {config.strategy.name!r} do not tune an adapter that they are "
-            f"sent, so they cannot be taught before it. Take one of: {', '.join(fitting)}; or no allocator."
-        )
-    if not pool:
-        raise ConfigError(
-            "allocator: there are no public examples to teach with. Set public_rows of a source above 0."
-        )
-    if config.teach.teacher is None:
-        return
-    if "llm" in plugins.module("strategy", config.strategy.name).TRAINS:
-        raise ConfigError(
-            f"teach.teacher: strategy {config.strategy.name!r} trains the LLM, and a model behind an "
-            "endpoint cannot be trained. Take strategy fedavg, or no endpoint."
-        )
-    if "losses" in _allocator(config).needs:
-        assert config.allocator is not None
-        raise ConfigError(
-            f"teach.teacher: allocator {config.allocator.name!r} compares losses with the LLM's, and an "
-            "endpoint tells none. Take another allocator, e.g. lada, or no endpoint."
-        )
 
 
 def _tutor(config: Config, role: str, learner: Learner, pool: Sequence[Example], note: Note) -> Tutor:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from cotune import config as configs
-from cotune import launch, plugins, report
+from cotune import launch, misfits, plugins, report
 from cotune.config import Config, PluginSpec
 from cotune.errors import ConfigError
 
@@ -47,6 +47,7 @@ def compare(
     base = configs.load(path, overrides)
     for name in strategies:
         plugins.module("strategy", name)
+        misfits.refuse(_variant(base, name, base.seed))
     if not strategies or len(set(strategies)) < len(strategies):
         raise ConfigError(f"--strategies {','.join(strategies)!r}: name each strategy once, at least one.")
     folder = where[0] or Path("runs") / f"compare-{path.stem}-{configs.fingerprint(base)[:8]}"
@@ -64,8 +65,11 @@ def compare(
 
 
 def _variant(base: Config, name: str, seed: int) -> Config:
+    """The same with another strategy; without an allocator where clients cannot be taught."""
     spec = base.strategy if name == base.strategy.name else PluginSpec(name=name)
-    raw = base.model_copy(update={"seed": seed, "strategy": spec}).model_dump(mode="json")
+    allocator = base.allocator if name in misfits.teachable() else None
+    changes = {"seed": seed, "strategy": spec, "allocator": allocator}
+    raw = base.model_copy(update=changes).model_dump(mode="json")
     return configs.from_dict(raw)
 
 

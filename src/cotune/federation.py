@@ -57,6 +57,7 @@ class Federation:
             minimum,
         )
         self.ledger = Ledger()
+        self._round = Round(0, 0, 0, ())
 
     def clients(self) -> tuple[str, ...]:
         """Everybody who can be reached, sorted."""

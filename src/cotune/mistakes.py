@@ -35,7 +35,7 @@ def of_model(model: type[BaseModel], error: ValidationError) -> list[str]:
 
 def _line(model: type[BaseModel], item: Any) -> str:
     tags = {"iid", "dirichlet", "by_key", "five_way"}
-    path = ".".join(str(part) for part in item["loc"] if part not in tags)
+    path = ".".join(str(part) for part in item["loc"] if part not in tags and not _is_type(part))
     kind, value = item["type"], item.get("input")
     if kind == "extra_forbidden":
         parent = list(item["loc"][:-1])
@@ -45,6 +45,11 @@ def _line(model: type[BaseModel], item: Any) -> str:
     if kind.startswith("union_tag"):
         return f"{path}.name: {item['msg']}"
     return f"{path}: {item['msg'][0].lower()}{item['msg'][1:]}, got {value!r}"
+
+
+def _is_type(part: object) -> bool:
+    """Where several types would do, pydantic names the one that it tried."""
+    return part == "constrained-int" or str(part).startswith("list[")
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> Iterable[str]:

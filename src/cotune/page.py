@@ -16,6 +16,7 @@ from cotune.changes import (
     family_changes,
     headline,
     mapping,
+    mean,
     mean_score,
     metric_name,
     number,
@@ -143,11 +144,16 @@ def loss_charts(rounds: Sequence[Record]) -> list[tuple[str, Markup]]:
         ("Distance to the other model (distillation)", "distill_"),
     ):
         lines = [
-            (name, slot, [number(loss.get(prefix + model)) for loss in losses])
-            for model, name, slot in MODELS
+            (name, slot, [_loss(loss, prefix + model) for loss in losses]) for model, name, slot in MODELS
         ]
         charts.append((title, lines))
     return _charts(rounds, charts, short_number, None)
+
+
+def _loss(losses: Record, name: str) -> float | None:
+    """One loss, the mean over model families; further ones carry their family's name."""
+    own = [value for key, value in losses.items() if key.partition(" ")[0] == name]
+    return mean([number(value) for value in own]) if None not in map(number, own) else None
 
 
 def client_table(results: Record) -> dict[str, Any]:

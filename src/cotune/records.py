@@ -195,6 +195,11 @@ class Written:
     finished: bool
 
 
+def whole(text: str) -> str:
+    """The text with a question mark for each half of a pair of surrogates, which no tokenizer reads."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 Keep = Callable[[Mapping[int, Written]], None]
 """Told what has been written, by number of the prompt, some at a time."""
 

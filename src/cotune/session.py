@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cotune import checkpoint, memory, outcomes, report, savings
-from cotune.allocation import Allocation, Traded, traded_by_all
+from cotune import checkpoint, outcomes, report, results, savings
+from cotune.allocation import Allocation, Traded
 from cotune.checkpoint import Checkpoint
 from cotune.data import Dataset
 from cotune.errors import RunError
@@ -32,19 +32,20 @@ Record = dict[str, Any]
 @dataclass(frozen=True, slots=True)
 class Family:
     """Clients that hold the same model, and what serves them. `selectors` narrow each other's choice in their
-    order, under the names the report gives them."""
+    order, under the names the report gives them; `passes` over the chosen examples make one round."""
 
     name: str
     clients: tuple[str, ...]
     strategy: Strategy
     selectors: Mapping[str, Selector]
+    passes: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A run, ready to go. In a round the families take their turns, with the same LLM; `passes` over the
-    chosen examples make one round; `num_cut` counts the examples that selectors found longer than their model
-    reads; `roles` are measured; `facts` go into results.json as they are."""
+    """A run, ready to go. In a round the families take their turns, with the same LLM; `num_cut` counts the
+    examples that selectors found longer than their model reads; `roles` are measured; `facts` go into
+    results.json as they are at the end."""
 
     families: tuple[Family, ...]
     strategy_name: str
@@ -59,12 +60,11 @@ class Session:
     evaluate_clients: int
     fingerprint: str
     keep_checkpoints: int
-    passes: float = 1.0
     num_cut: Callable[[], int] = lambda: 0
     roles: frozenset[str] = frozenset()
     allocation: Allocation | None = None
     prepare: Callable[[State], State] = lambda state: state
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Callable[[], Mapping[str, Any]] = dict
 
 
 def run(session: Session, out: Path) -> Record:
@@ -101,10 +101,10 @@ def run(session: Session, out: Path) -> Record:
         _refuse_divergence(state, now)
         facts = {"losses": losses, **_selection_facts(session, chosen, cohort, clock), **lesson_facts}
         state = _finish_round(session, out, now, state, clock, facts).state
-    results = summarise(session, out, time.monotonic() - began)
+    found = results.summarise(session, out, time.monotonic() - began)
     session.save_adapters(out / "adapters", state)
-    report.write_results(out, results)
-    return results
+    report.write_results(out, found)
+    return found
 
 
 def _initial(session: Session) -> State:
@@ -155,12 +155,8 @@ def _trade(session: Session, state: State, now: Round, clock: _Clock) -> Traded 
     if session.allocation is None or not now.cohort:
         return None
     with clock.phase("teach"):
-        return traded_by_all(
-            [
-                session.allocation.trade(state.of(family.name), part, session.federation)
-                for family, part in _turns(session, now)
-            ]
-        )
+        families = [(state.of(family.name), part) for family, part in _turns(session, now)]
+        return session.allocation.trade(families, session.federation)
 
 
 def _learn(
@@ -182,7 +178,9 @@ def _selection_facts(session: Session, found: Selection | None, cohort: Round, c
         SLM not in session.families[0].strategy.trains
     )  # then the server trains, on what clients gave it
     training = clock.seconds["tune"] + (clock.seconds["co-tune"] if is_here else 0.0)
-    tuning = (training, session.passes)
+    by_client = {client: family.passes for family in session.families for client in family.clients}
+    passes = float(np.mean([by_client[client] for client in cohort.cohort]))
+    tuning = (training, passes)
     record = savings.round_record(found, cohort.cohort, totals, tuning) | {"cut": session.num_cut()}
     if savings.warning(record):
         session.federation.progress("select", 1, 1, note=savings.warning(record))
@@ -255,6 +253,7 @@ def _finish_round(
         "traffic": traffic,
         "failures": [asdict(failure) for failure in failures],
         "skipped": now.index > 0 and not losses,
+        **_idle(session, now, losses),
         "phases": clock.seconds,
         "seconds": time.monotonic() - clock.began,
     }
@@ -264,6 +263,15 @@ def _finish_round(
         report.append_round(out, done.record)
     session.federation.listener(Event(now.index, session.num_rounds, "checkpoint", 1, 1))
     return done
+
+
+def _idle(session: Session, now: Round, losses: Mapping[str, float]) -> Record:
+    """Families that learned nothing in a round: nobody was drawn, or there was no usable reply."""
+    if len(session.families) == 1 or now.index == 0:
+        return {}
+    busy = {name.partition(" ")[2] or SLM for name in losses}
+    idle = [family.name for family in session.families if family.name not in busy]
+    return {"idle_families": idle} if idle else {}
 
 
 def _measure(session: Session, state: State, now: Round) -> Record:
@@ -295,89 +303,13 @@ def _by_client(session: Session, state: State, now: Round) -> Iterator[tuple[str
                 yield reply.client, reply.facts["metrics"]
 
 
-def _measured_clients(session: Session) -> tuple[str, ...]:
-    clients = session.federation.clients()
-    if len(clients) <= session.evaluate_clients:
-        return clients
-    picked = derived_rng(session.seed, "measured").choice(
-        len(clients), session.evaluate_clients, replace=False
-    )
-    return tuple(clients[i] for i in sorted(picked))
-
-
-def summarise(session: Session, out: Path, seconds: float) -> Record:
-    """results.json from the lines of rounds.jsonl; `seconds` is the longer of this process and all rounds."""
-    rounds = report.read_rounds(out)
-    totals = {name: sum(r["traffic"][name] for r in rounds) for name in rounds[0]["traffic"]}
-    measured = [record for record in rounds if record.get("metrics")]
-    first, last = measured[0], measured[-1]
-    clients = session.dataset.clients
-    return {
-        "fingerprint": session.fingerprint,
-        "strategy": session.strategy_name,
-        "seed": session.seed,
-        "rounds": rounds[-1]["round"],
-        "status": "done" if rounds[-1]["round"] == session.num_rounds else "running",
-        "metrics": outcomes.before_after(first["metrics"], last["metrics"]),
-        "gain": outcomes.gains(first["right"], last["right"], is_shared=session.dataset.own_test is None),
-        "traffic": totals,
-        "seconds": max(seconds, sum(r["seconds"] for r in rounds)),
-        "failures": sum(len(r["failures"]) for r in rounds),
-        "peak_memory_bytes": memory.peak(),
-        "examples": _shown(session, first["right"], last["right"]),
-        "data": {
-            "clients": {c: {"train": session.dataset.num_train(c)} for c in clients[:1000]},
-            "num_clients": len(clients),
-            "public": len(session.dataset.public),
-            "test": sum(len(t) for t in session.dataset.test.values()),
-            "dropped": sum(session.dataset.dropped.values()),
-        },
-        **({"selection": _choice(session, rounds)} if session.families[0].selectors else {}),
-        **({"families": _by_family(session, first, last)} if len(session.families) > 1 else {}),
-        **session.facts,
-    }
-
-
-def _by_family(session: Session, first: Record, last: Record) -> Record:
-    """Of each family its clients, its numbers before and after, and its gain."""
-    is_shared, found = session.dataset.own_test is None, {}
+def _measured_clients(session: Session) -> frozenset[str]:
+    """Those that are measured in this run; of each family its share, and one at least."""
+    everybody, found = len(session.federation.clients()), set[str]()
     for family in session.families:
-        own = [
-            {
-                name: {
-                    client: numbers
-                    for client, numbers in line[name]["clients"].items()
-                    if client in family.clients
-                }
-                for name in ("metrics", "right")
-            }
-            for line in (first, last)
-        ]
-        means = [{SLM: outcomes.over_clients(one["metrics"], is_shared)} for one in own]
-        before, after = ({"clients": one["right"]} for one in own)
-        gain = outcomes.gains(before, after, is_shared)
-        numbers = outcomes.before_after(*means).get(SLM, {})
-        found[family.name] = {"clients": len(family.clients), "metrics": numbers, "gain": gain.get(SLM)}
-    return found
-
-
-def _choice(session: Session, rounds: list[Record]) -> Record:
-    totals = {client: session.dataset.num_train(client) for client in session.dataset.clients}
-    return savings.summary(rounds, list(session.families[0].selectors), totals)
-
-
-def _shown(session: Session, first: Record, last: Record) -> list[Record]:
-    """A few of the server's own held-out questions with the LLM's answers before and after."""
-    rows = []
-    for task, before in first.get("shown", {}).items():
-        after = last["shown"].get(task, [])
-        for example, old, new in zip(session.dataset.test[task], before, after, strict=False):
-            right = example.answer_idx if example.choices else example.completion.strip()
-            head = {
-                "client": "server",
-                "task": task,
-                "prompt": example.prompt,
-                "choices": list(example.choices),
-            }
-            rows.append({**head, "right": right, "before": old, "after": new})
-    return rows
+        clients = sorted(family.clients)
+        share = max(1, round(session.evaluate_clients * len(clients) / everybody))
+        count = min(len(clients), share)
+        picked = derived_rng(session.seed, "measured").choice(len(clients), count, replace=False)
+        found |= {clients[i] for i in picked}
+    return frozenset(found)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import tiny
-from cotune import cli, launch, plugins
+from cotune import cli, launch, plugins, report
 from cotune.models.lora import LoraStack, save_peft
 
 
@@ -293,6 +293,23 @@ def test_compare_makes_both_tables_and_goes_on_where_it_stopped(cotune, config, 
     assert text.code == 0
     assert "FedCoLLM" in text.out
     assert len(seen) == 5  # nothing is run again
+
+
+def test_compare_teaches_where_clients_can_be_taught_and_tells_misfits_first(cotune, config, tmp_path):
+    """So that a taught strategy can be compared with its baselines."""
+    words = ["compare", config, "--strategies", "fedavg,standalone", "--seeds", "1", "--set", "rounds=1"]
+    teach = ["--set", "allocator=everything", "--set", "teach.path_tokens=4"]
+    done = cotune(*words, *teach, "--out", tmp_path / "both")
+    assert done.code == 0, done.err
+    taught, plain = (report.read_rounds(tmp_path / "both" / f"{n}-3") for n in ("fedavg", "standalone"))
+    assert "teaching" in taught[1]
+    assert "teaching" not in plain[1]
+    words[3] = "fedavg,fedcollm"
+    endpoint = ["--set", "teach.teacher={url: 'http://127.0.0.1:9/v1', model: m}"]
+    refused = cotune(*words, *teach, *endpoint, "--out", tmp_path / "none")
+    assert refused.code == 2
+    assert "strategy 'fedcollm' trains the LLM" in refused.err
+    assert not (tmp_path / "none").exists()
 
 
 def test_compare_refuses_a_folder_of_another_configuration(cotune, config, tmp_path):

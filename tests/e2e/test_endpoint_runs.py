@@ -95,6 +95,8 @@ def test_a_server_that_goes_away_stops_the_run_and_it_resumes(small, tmp_path, c
         server.script = right
         assert command("resume", out) == 0
         assert sum(server.asked.values()) == num_asked + 12 - 4
+    spent = [line["teaching"]["endpoint"]["answers"] for line in report.read_rounds(out)[1:]]
+    assert spent == [12, 0]  # the four of the try that failed count too
     assert tiny.adapter_bytes(tmp_path / "whole") == tiny.adapter_bytes(out)
 
 
@@ -107,6 +109,7 @@ def test_answers_without_a_text_teach_nobody(small, tmp_path, script):
     line = report.read_rounds(tmp_path / "taught")[1]["teaching"]
     assert line["endpoint"]["empty"] == 12
     assert line["slm"]["pairs"] == 0
+    assert line["llm_paths"]["cut"] == 0  # no longer path would help
 
 
 def test_nonsense_teaches_nobody_under_the_guard(small, tmp_path):
@@ -118,9 +121,63 @@ def test_nonsense_teaches_nobody_under_the_guard(small, tmp_path):
     assert line["llm_paths"] == {"paths": 12, "answered": 0, "right": 0, "cut": 0}
 
 
-def test_a_server_that_is_down_is_told_before_anything_is_trained(small, tmp_path):
+def test_a_server_that_is_down_is_one_line(small, tmp_path):
     with pytest.raises(RunError, match=r"127\.0\.0\.1:9"):
         tiny.run(small, tmp_path, **options("http://127.0.0.1:9/v1"))
+
+
+def test_half_a_character_stops_nobody(small, tmp_path):
+    """As a proxy sends it that counts in UTF-16 and cuts an emoji."""
+    with serving(lambda prompt, nth: answer(prompt, content="It is \ud83d. Final answer: A")) as server:
+        found = tiny.run(small, tmp_path, **options(server.url))
+    assert found["status"] == "done"
+    assert report.read_rounds(tmp_path)[1]["teaching"]["slm"]["pairs"] > 0
+
+
+@pytest.mark.parametrize("allocator", ["everything", None])
+@pytest.mark.parametrize(
+    "secret",
+    [
+        {"url": f"http://me:{KEY}@localhost/v1"},
+        {"url": f"http://localhost/v1?key={KEY}"},
+        {"api_key_env": KEY},
+    ],
+)
+def test_a_secret_in_the_settings_is_refused_before_anything_is_written(
+    small, tmp_path, capsys, secret, allocator
+):
+    url = secret.get("url", "http://127.0.0.1:9/v1")
+    asked = options(url, **{name: value for name, value in secret.items() if name != "url"})
+    made = tiny.raw_config(small, **asked) | {"allocator": allocator}
+    path, out = tmp_path / "run.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(made), encoding="utf-8")
+    assert command("run", path, "--out", out) == 2
+    assert KEY not in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_refused_key_pauses_the_run(small, tmp_path, capsys):
+    path, out = tmp_path / "run.yaml", tmp_path / "torn"
+    with serving(lambda prompt, nth: (401, {})) as server:
+        path.write_text(yaml.safe_dump(tiny.raw_config(small, **options(server.url))), encoding="utf-8")
+        assert command("run", path, "--out", out) == 3
+        assert f"cotune resume {out}" in " ".join(capsys.readouterr().err.split())
+        server.script = right
+        assert command("resume", out) == 0
+
+
+def test_step_by_step_asks_it_once_before_clients_train_and_tells_what_it_took(small, tmp_path):
+    how = {"name": "step_by_step", "rationales": "teacher"}
+    asked = options("http://127.0.0.1:9/v1") | {"strategy": how, "allocator": None}
+    with pytest.raises(RunError, match=r"127\.0\.0\.1:9"):
+        tiny.run(small, tmp_path / "down", **asked)
+    assert [line["round"] for line in report.read_rounds(tmp_path / "down")] == [0]
+    with serving(right) as server:
+        asked["teach"]["teacher"]["url"] = server.url
+        found = tiny.run(small, tmp_path / "up", **asked)
+    assert sum(server.asked.values()) == 12
+    assert found["teacher"]["model"] == "big"
+    assert (found["teacher"]["answers"], found["teacher"]["tokens_out"]) == (12, 36)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,11 @@ def test_every_family_is_measured_with_its_own_model(small, other, tmp_path):
 
 @pytest.mark.parametrize("strategy", plugins.names("strategy"))
 def test_every_strategy_runs_with_two_families(small, other, tmp_path, strategy):
-    options = {"name": strategy, "weight": 1.0} if strategy == "step_by_step" else strategy
+    options = (
+        {"name": strategy, "rationales": "teacher", "guard": False}
+        if strategy == "step_by_step"
+        else strategy
+    )
     found = tiny.run(small, tmp_path, rounds=1, strategy=options, families=group(other))
     assert found["failures"] == 0
     assert all(np.isfinite(value) for value in report.read_rounds(tmp_path)[-1]["losses"].values())
@@ -101,6 +105,9 @@ def test_text_crosses_families(small, other, tmp_path):
         assert teaching["slm"]["clients"] == len(clients) == 3
         assert teaching["slm_paths"]["paths"] == sum(len(rows) for rows in teaching["asked"].values())
         assert teaching["pool"] == 12
+        assert teaching["llm_paths"]["paths"] == 12  # each item once, whoever wants it
+        rows = [sample["row"] for sample in teaching["samples"]]
+        assert len(rows) == len(set(rows)) == 3
 
 
 @pytest.mark.parametrize(
@@ -177,3 +184,29 @@ def test_page_and_table_tell_the_families_apart(small, other, tmp_path):
     assert one.after == pytest.approx(own[2])
     assert two.after == pytest.approx((own[0] + own[1]) / 2)
     assert two.gain == pytest.approx(two.after - two.before)
+
+
+def test_a_family_of_which_nobody_was_drawn_is_told_and_stays_as_it_was(small, other, tmp_path):
+    options = {"families": group(other), "cohort__fraction": 0.34, "rounds": 6, "strategy": "fedavg"}
+    tiny.run(small, tmp_path, **options)
+    lines = report.read_rounds(tmp_path)[1:]
+    drawn = ["other" if line["cohort"] == ["client-1"] else "slm" for line in lines]
+    assert set(drawn) == {"slm", "other"}
+    idle = [line["idle_families"] for line in lines]
+    assert idle == [["slm" if name == "other" else "other"] for name in drawn]
+    assert not any(line["skipped"] for line in lines)
+
+
+def test_of_each_family_somebody_is_measured(small, other, tmp_path):
+    found = tiny.run(small, tmp_path, families=group(other), evaluate__clients=1, rounds=1)
+    assert all(part["metrics"] for part in found["families"].values())
+    assert sorted(found["metrics"]["clients"])[0] == "client-1"
+
+
+def test_a_family_of_one_is_told(small, other, tmp_path):
+    notes = []
+    made = config.from_dict(tiny.raw_config(small, families=group(other), strategy="fedavg"))
+    build.session(made, tmp_path, lambda _: None, notes.append)
+    assert [note for note in notes if "has one client" in note] == [
+        "family other has one client: what is summed over the family is that client's own"
+    ]

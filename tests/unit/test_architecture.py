@@ -23,10 +23,10 @@ LAYERS = (
     ("build", "coreset"),
     ("build_teaching", "fleet"),
     ("places",),
-    ("readers", "families"),
+    ("readers", "families", "misfits"),
     ("live", "progress", "report", "page", "selection_page", "teaching_page", "map"),
     ("tables", "chart", "changes"),
-    ("session", "savings", "selection", "allocation", "outcomes", "checkpoint", "federation"),
+    ("session", "results", "savings", "selection", "allocation", "outcomes", "checkpoint", "federation"),
     ("transports",),
     ("host", "pupils"),
     ("lessons", "pool_view", "shelf"),
@@ -42,6 +42,7 @@ LAYERS = (
 
 ALLOWED = {
     ("session", "report"),  # a run writes its own files
+    ("results", "report"),
     ("protocols", "models"),  # for type checkers only
 }
 ROOMS = {

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cotune.endpoint_settings import EndpointSettings
 from cotune.errors import ConfigError, CotuneError, RunError
-from cotune.records import Keep, Sampling, Written
+from cotune.records import Keep, Sampling, Written, whole
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient, Response
@@ -65,8 +65,7 @@ class EndpointWriter:
 
     def __init__(self, settings: EndpointSettings, backoff_seconds: float = 0.5) -> None:
         self.settings, self.backoff_seconds, self.usage = settings, backoff_seconds, Usage()
-        _check_address(settings.url)
-        _key(settings)
+        check(settings)
 
     @property
     def fingerprint(self) -> str:
@@ -104,12 +103,11 @@ class EndpointWriter:
             for row, prompt in waiting:
                 try:
                     response = await self._answer(client, self._body(prompt, sampling))
+                    found[row] = self._read(response, prompt, sampling)
+                    if keep:
+                        keep({row: found[row]})
                 except CotuneError as trouble:
                     troubles.append(trouble)
-                    return
-                found[row] = self._read(response, prompt, sampling)
-                if keep:
-                    keep({row: found[row]})
                 if troubles:  # what is under way is waited for and kept; nothing new is asked
                     return
 
@@ -188,7 +186,8 @@ class EndpointWriter:
             raise RunError(f"{self._where}: what the key may spend is used up ({what}). Raise its limit")
         if status in (408, 409, 425, 429) or status >= 500:
             return _Trouble(what, _wanted_wait(response.headers.get("retry-after", "")))
-        raise ConfigError(f"{self._where}: {self._cure(status, what)}")
+        kind = RunError if status in (401, 403) else ConfigError  # a key can be changed while a run pauses
+        raise kind(f"{self._where}: {self._cure(status, what)}")
 
     @property
     def _where(self) -> str:
@@ -213,7 +212,7 @@ class EndpointWriter:
         """The text of an answer, empty if there is none; counted either way."""
         answer = _parsed(response)
         said = _at(answer, "choices", 0, "message", "content")
-        text = sampling.cut(said) if isinstance(said, str) else ""
+        text = sampling.cut(whole(said)) if isinstance(said, str) else ""
         text = text if text.strip() else ""
         counts = [_at(answer, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
         is_counted = all(isinstance(count, int) and count >= 0 for count in counts)
@@ -225,6 +224,16 @@ class EndpointWriter:
         self.usage.tokens_out += counts[1]
         is_cut = _at(answer, "choices", 0, "finish_reason") in ("length", "content_filter")
         return Written(text, counts[0], counts[1], bool(text) and not is_cut)
+
+
+def check(settings: EndpointSettings) -> None:
+    """Refuse an address or a key's variable that cannot be used, before either is written anywhere.
+
+    Raises:
+        ConfigError: it does not show what may be a secret.
+    """
+    _check_address(settings.url)
+    _key(settings)
 
 
 def _check_address(url: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from cotune.errors import Paused, RunError
 from cotune.models.kept import Kept
 from cotune.pool import Writer
-from cotune.records import Keep, Progress, Sampling, Written, silent
+from cotune.records import Keep, Progress, Sampling, Written, silent, whole
 
 
 class PathCache:
@@ -95,6 +95,6 @@ def _decoded(value: bytes) -> Written | None:
     """None for what cannot have been kept here."""
     try:
         text, tokens_in, tokens_out, finished = json.loads(value)
-        return Written(str(text), int(tokens_in), int(tokens_out), bool(finished))
+        return Written(whole(str(text)), int(tokens_in), int(tokens_out), bool(finished))
     except (ValueError, TypeError):
         return None

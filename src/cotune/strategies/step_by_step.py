@@ -66,6 +66,7 @@ class StepByStep:
 
     def server_round(self, state: State, round: Round, verbs: Verbs) -> tuple[State, Mapping[str, float]]:
         """The mean of the clients' adapters, then the public set; without replies nothing changes."""
+        self.reasoned(round, verbs)  # a teacher that cannot be asked is told before anybody has trained
         gathered = verbs.gather("tune", state.slm, round)
         if gathered.adapter is None:
             return state, {}

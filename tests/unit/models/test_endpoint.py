@@ -228,7 +228,7 @@ def test_a_quota_that_is_used_up_is_not_tried_again():
 def test_a_refusal_is_the_users_to_mend(status, body, words):
     with (
         serving(lambda prompt, nth: (status, body)) as server,
-        pytest.raises(ConfigError, match=words) as caught,
+        pytest.raises(RunError if status == 401 else ConfigError, match=words) as caught,
     ):
         writer(server.url).write(["a"], HOW)
     assert server.asked == {"a": 1}
@@ -240,7 +240,7 @@ def test_a_key_that_is_refused_is_named_by_its_variable(status, monkeypatch):
     monkeypatch.setenv("COTUNE_TEST_KEY", f" {KEY}\n")
     with serving(lambda prompt, nth: (status, {"error": {"message": f"bad key {KEY}"}})) as server:
         writes = writer(server.url, api_key_env="COTUNE_TEST_KEY")
-        with pytest.raises(ConfigError, match=r"refuses the key in \$COTUNE_TEST_KEY") as caught:
+        with pytest.raises(RunError, match=r"refuses the key in \$COTUNE_TEST_KEY") as caught:
             writes.write(["a"], HOW)
     assert KEY not in str(caught.value)
     assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
