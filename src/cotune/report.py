@@ -9,13 +9,17 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cotune.errors import DataError, RunError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 ROUNDS, RESULTS, CONFIG, PAGE = "rounds.jsonl", "results.json", "config.yaml", "report.html"
 
@@ -105,8 +109,6 @@ def render(directory: Path) -> Path:
     Raises:
         DataError: a file is missing or malformed; says which, and what to run.
     """
-    from jinja2 import Environment, StrictUndefined
-
     from cotune.page import page_values
 
     missing = [name for name in (ROUNDS, RESULTS, CONFIG) if not (directory / name).is_file()]
@@ -116,11 +118,19 @@ def render(directory: Path) -> Path:
         )
     config = (directory / CONFIG).read_text(encoding="utf-8", errors="replace")
     values = page_values(read_results(directory), read_rounds(directory), config)
+    return _write(directory / PAGE, _template().render(values))
+
+
+@cache
+def _template() -> Template:
+    """The page without its values; reading it takes longer than filling it in."""
+    from jinja2 import Environment, StrictUndefined
+
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = resources.files("cotune").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return _write(directory / PAGE, environment.from_string(template).render(values))
+    text = resources.files("cotune").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(text)
 
 
 def plain(value: Any) -> Any:
