@@ -19,7 +19,7 @@ from cotune.evaluate import answers, summary
 from cotune.federation import Federation
 from cotune.fleet import Fleet, Note
 from cotune.host import Evaluator, Host, Hosts, Store
-from cotune.models import endpoint
+from cotune.models import endpoint, zoo
 from cotune.models.learner import Learner
 from cotune.models.tune import Tick
 from cotune.protocols import SLM, Parts, Selector, SelectorParts
@@ -49,6 +49,7 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
     misfits.refuse(config)
     if config.teach.teacher:
         endpoint.check(config.teach.teacher)
+    _find_readers(config, note)
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     dataset, watch = _read(config, note), _Watch(listener, config.rounds)
@@ -155,6 +156,15 @@ def _read(config: Config, note: Note) -> Dataset:
     for text in dataset.notes:
         note(text)
     return dataset
+
+
+def _find_readers(config: Config, note: Note) -> None:
+    """See that frozen models which selectors read with are there, before anything is trained."""
+    for spec in config.selector:
+        options = plugins.config_class("selector", spec.name).model_validate(spec.options)
+        name = getattr(options, "model", SLM)
+        if name != SLM:
+            zoo.resolve(name, progress=note)
 
 
 def selecting(config: Config, parts: SelectorParts) -> dict[str, Selector]:

@@ -10,6 +10,7 @@ import pytest
 
 import tiny
 from cotune import plugins, report, session
+from cotune.errors import ModelError
 from cotune.models.lora import load_peft
 from cotune.records import Failure
 
@@ -166,3 +167,8 @@ def test_examples_longer_than_the_reader_reads_are_counted_and_told(small, tmp_p
     assert f"{num_examples} examples were longer than the model" in page
     whole = tiny.run(small, tmp_path / "whole", strategy="fedavg", selector="random_subset")
     assert whole["selection"]["cut"] == 0
+
+
+def test_a_model_to_read_with_that_is_nowhere_is_told_before_anything_is_trained(small, tmp_path):
+    with pytest.raises(ModelError, match="model 'smolm' not found"):
+        tiny.ready(small, tmp_path, selector={"name": "density", "model": "smolm"})
