@@ -86,7 +86,7 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
         roles=fleet.roles,
         allocation=taught.allocation if taught else None,
         prepare=taught.prepare if taught else lambda state: state,
-        facts=lambda: {"versions": versions(), **fleet.describe(), **rationales.describe()},
+        facts=lambda: {"versions": versions(), **fleet.describe(config), **rationales.describe()},
     )
 
 

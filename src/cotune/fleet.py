@@ -51,9 +51,13 @@ class Fleet:
         """All of them: `llm`, and the SLMs by family."""
         return {**({"llm": self.llm} if self.llm else {}), **self.slms}
 
-    def describe(self) -> dict[str, Any]:
-        """Which models, and where they are, for results.json."""
-        named = {name: {"model": m.name, "fingerprint": m.lm.fingerprint} for name, m in self.models.items()}
+    def describe(self, config: Config) -> dict[str, Any]:
+        """Which models, and where they are, for results.json; `label` is for people to read."""
+        asked = {"llm": config.llm, **families.models(config)}
+        named = {
+            name: {"model": m.name, "label": _label(asked[name]), "fingerprint": m.lm.fingerprint}
+            for name, m in self.models.items()
+        }
         return {"device": str(next(iter(self.models.values())).lm.device), "models": named}
 
     def save(self, folder: Path, state: State) -> None:
@@ -78,6 +82,10 @@ def load(config: Config, dataset: Dataset, tick: Callable[[str], Tick], note: No
         return Fleet(llm, {}, {SLM: dataset.clients})
     slms = {name: learner(SLM, model, tick, around) for name, model in families.models(config).items()}
     return Fleet(llm, slms, members)
+
+
+def _label(model: ModelConfig) -> str:
+    return f"{model.model}, {model.shrink.layers} layers" if model.shrink else model.model
 
 
 def learner(

@@ -95,8 +95,9 @@ def page_values(results: Record, rounds: Sequence[Record], config: str) -> dict[
 def _families(results: Record) -> list[tuple[Change, str]]:
     """Each model family and which model its clients hold."""
     models = mapping(results.get("models"))
-    found = [(change, mapping(models.get(change.name)).get("model")) for change in family_changes(results)]
-    return [(change, PurePath(str(model)).name if model else "\N{EN DASH}") for change, model in found]
+    names = [mapping(models.get(change.name)).get("label") for change in family_changes(results)]
+    shown = [PurePath(str(name)).name if name else "\N{EN DASH}" for name in names]
+    return list(zip(family_changes(results), shown, strict=True))
 
 
 def signed_points(value: float | None) -> str:

@@ -53,7 +53,7 @@ def test_adapters_are_summed_inside_a_family_only(small, other, tmp_path):
             mean = np.mean([one.adapter.arrays[name] for one in alone], axis=0)
             np.testing.assert_allclose(array, mean, atol=1e-6)
     assert {name: one["clients"] for name, one in found["families"].items()} == {"slm": 2, "other": 1}
-    assert found["models"]["other"]["model"] == str(other)
+    assert found["models"]["other"]["model"] == found["models"]["other"]["label"] == str(other)
 
 
 def test_co_tuning_drops_the_divergence_where_vocabularies_differ(small, other, tmp_path):
@@ -62,7 +62,7 @@ def test_co_tuning_drops_the_divergence_where_vocabularies_differ(small, other, 
     session.run(build.session(made, tmp_path / "a", lambda _: None, notes.append), tmp_path / "a")
     losses = report.read_rounds(tmp_path / "a")[-1]["losses"]
     assert losses["distill_slm"] > 0
-    assert losses["distill_slm other"] == losses["distill_llm other"] == 0
+    assert not {"distill_slm other", "distill_llm other"} & losses.keys()
     assert losses["slm_public other"] > 0
     assert sum("has another vocabulary than the LLM" in note for note in notes) == 1
     tiny.run(small, tmp_path / "b", families=group(small / "slm"))

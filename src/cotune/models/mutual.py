@@ -73,14 +73,19 @@ class Mutual:
         targets = torch.tensor([len(batch.target) for batch in batches] * 2)
         self.sums += sums
         self.targets += targets
-        return {**named(sums / targets.clamp(min=1)), "tokens": sum(len(e.ids) for e in encoded)}
+        return {**self._named(sums / targets.clamp(min=1)), "tokens": sum(len(e.ids) for e in encoded)}
 
     def finish(self) -> tuple[Adapter, Adapter, dict[str, float]]:
         """The LLM's adapter, the SLM's, and mean losses over all steps."""
         [llm], [slm] = self.llm.stack.export(), self.slm.stack.export()
         self.llm.stack.load([])
         self.slm.stack.load([])
-        return llm, slm, named(self.sums / self.targets.clamp(min=1))
+        return llm, slm, self._named(self.sums / self.targets.clamp(min=1))
+
+    def _named(self, means: Tensor) -> dict[str, float]:
+        """Means by name; where nothing is distilled there is no distance to tell."""
+        found = named(means)
+        return found if self.divergence.weight > 0 else {n: found[n] for n in ("llm", "slm_public")}
 
     def _batches(self, encoded: Sequence[Encoded], examples: Sequence[Example]) -> tuple[Batch, Batch]:
         """The same batch on both devices; on labels alone, each model reads the text in its own tokens."""
