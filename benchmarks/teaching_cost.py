@@ -29,6 +29,7 @@ from cotune import build, config, report, session
 from cotune.lessons import Tutor
 from cotune.pool_view import ModelView
 from cotune.records import Failure, Message
+from cotune.wheels import cache_dir
 
 
 def main() -> None:
@@ -38,18 +39,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        models = Path(os.environ.get("COTUNE_CACHE", Path.home() / ".cache" / "cotune"))
-        result = measured(config.load(options.config, options.changes), Path(folder), models)
+        _empty_cache(Path(folder) / "cache")
+        result = measured(config.load(options.config, options.changes), Path(folder) / "run")
     text = json.dumps({"machine": platform.platform(), "torch": torch.__version__, **result}, indent=2)
     print(text)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(text + "\n", encoding="utf-8")
 
 
-def measured(made: config.Config, folder: Path, models: Path) -> dict[str, Any]:
+def _empty_cache(folder: Path) -> None:
+    """A cache that knows models, but no features, texts or sums: those of earlier runs would cost nothing."""
+    folder.mkdir()
+    for name in ("models", "students", "wheels", "fingerprints"):
+        if (cache_dir() / name).exists():
+            (folder / name).symlink_to(cache_dir() / name)
+    os.environ["COTUNE_CACHE"] = str(folder)
+
+
+def measured(made: config.Config, folder: Path) -> dict[str, Any]:
     """Numbers of one run, round by round."""
-    for name in ("features.sqlite", "paths.sqlite"):  # what is known from earlier runs would cost nothing
-        (models / name).unlink(missing_ok=True)
+    folder.mkdir()
     watch = Stopwatch()
     ready = build.session(made, folder, lambda _: None)
     allocator, transport = ready.allocation.allocator, ready.federation.transport
