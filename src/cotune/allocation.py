@@ -186,8 +186,9 @@ class Allocation:
         except BaseException:  # also Ctrl-C: what was answered was paid for
             self._remember_spent(before, round)
             raise
-        spent = self._remember_spent(before, round)
-        return dict(zip(rows, written, strict=True)), spent
+        spent, most = self._remember_spent(before, round), self.rules.max_chars
+        capped = [replace(one, text=one.text[:most]) for one in written]  # as it crosses, and is counted
+        return dict(zip(rows, capped, strict=True)), spent
 
     def _remember_spent(self, before: Record, round: Round) -> Record:
         """What an endpoint has answered in this round, tries that failed included; nothing without one."""
@@ -214,7 +215,7 @@ class Allocation:
         wishes, asked = what
         told: dict[str, Record] = {}
         for client, wish in wishes.items():
-            paths = [mine[row].text[: self.rules.max_chars] for row in [*wish.rows, *wish.probe]]
+            paths = [mine[row].text for row in [*wish.rows, *wish.probe]]
             told[client] = {"paths": paths, "asked": asked[client]}
             told[client] |= {"probe": wish.probe} if wish.probe else {}
         theirs: dict[str, dict[int, str]] = {}

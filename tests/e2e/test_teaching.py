@@ -113,9 +113,10 @@ def test_only_the_paths_that_were_asked_for_cross_scrubbed(small, tmp_path, monk
             assert set(message.facts) == {"weight", "sums"}
 
 
-def test_traffic_is_counted_as_in_the_paper(small, tmp_path, monkeypatch):
-    """Eight bytes for an item and the bytes of its path, for every path that crosses, either way."""
-    ready = tiny.ready(small, tmp_path, rounds=1, allocator="random", teach=TEACH)
+@pytest.mark.parametrize("cap", [{}, {"path_tokens": 90, "max_chars": 64}])
+def test_traffic_is_counted_as_in_the_paper(small, tmp_path, monkeypatch, cap):
+    """Eight bytes for an item and the bytes of its path as it crosses, capped, for every one, either way."""
+    ready = tiny.ready(small, tmp_path, rounds=1, allocator="random", teach={**TEACH, **cap})
     transport, paths = ready.federation.transport, []
     send = transport.send
 
