@@ -35,7 +35,7 @@ LAYERS = (
     ("scored", "ranking", "answer_loss", "groups", "choices", "picking", "rewards"),
     ("tasks", "reasoning", "rows"),
     ("config", "mistakes", "overrides", "endpoint_settings", "plugins", "codec"),
-    ("protocols", "pool"),
+    ("protocols", "pool", "examined"),
     ("records", "errors", "memory", "scrub"),
 )
 """Top first: a module imports from its own layer or from one below. See docs: dependencies point one way."""
