@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pydantic import ValidationError
 
 from cotune import plugins
-from cotune.allocators.lada import clustered, inputs, kept, per_cluster
+from cotune.allocators.lada import clustered, inputs, kept, parting, per_cluster
 from cotune.errors import DataError, RunError
 from cotune.models import bandit
 from cotune.rewards import Rule, minmax, rewards
@@ -242,3 +242,21 @@ def test_swapped_roles_swap_the_choice():
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_either_part_of_the_reward_alone_is_better_than_chance(alpha):
     assert rounds(0, alpha_reward=alpha)[0] >= 0.45
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=30))
+def test_the_parting_is_the_cut_that_leaves_least_variance_within(values):
+    scores = np.array(values, float) / 50
+
+    def within(cut):
+        sides = (scores[scores > cut], scores[scores <= cut])
+        return sum(len(side) * side.var() for side in sides if len(side))
+
+    assert within(parting(scores)) <= min(within(cut) for cut in scores) + 1e-9
+
+
+def test_two_groups_are_parted_between_them_and_equal_scores_are_one():
+    assert parting(np.array([0.0, 0.3, 0.58, 0.5, 0.9, 1.0])) == 0.58
+    assert parting(np.full(4, 0.7)) == 0.7
+    assert len(kept(np.r_[np.zeros(60), 0.3 * np.ones(10), 0.95 * np.ones(30)], None, 0.1, 0.6)) == 30

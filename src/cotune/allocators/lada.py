@@ -40,8 +40,12 @@ class Config(PluginConfig):
     lambda_explore: float = Field(0.1, ge=0, description="weight of the network that learns what is missed")
     beta: float = Field(0.1, gt=0, description="of the preference loss that the party is taught with")
     epochs: int = Field(10, gt=0, description="passes over all records, after each round")
-    threshold: float = Field(
-        0.5, ge=0, lt=1, description="on scores that reach from 0 to 1; items above it teach"
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="on scores that reach from 0 to 1, above it items teach: 0.5 as published; null: where "
+        "the scores part best",
     )
     least: float = Field(0.1, gt=0, le=1, description="smallest share of the pool that teaches")
     most: float = Field(0.6, gt=0, le=1, description="largest share of the pool that teaches")
@@ -110,10 +114,11 @@ class Lada:
         return clustered(finite(view.contexts()), finite(view.own_data()), budget, number, view.rng)
 
 
-def kept(scores: Scores, threshold: float, least: float, most: float) -> Rows:
+def kept(scores: Scores, threshold: float | None, least: float, most: float) -> Rows:
     """Rows of [n] whose score is above the threshold, best first; never fewer or more than the two shares.
 
-    Rounded so that both hold, and at least one row.
+    Rounded so that both hold, and at least one row. Without a threshold, the scores are cut where they part
+    best (see `parting`).
 
     Raises:
         RunError: a score is not a number.
@@ -128,8 +133,28 @@ def kept(scores: Scores, threshold: float, least: float, most: float) -> Rows:
         )
     floor = max(1, math.ceil(least * len(scores) - 1e-9))
     ceiling = max(floor, math.floor(most * len(scores) + 1e-9))
-    count = min(max(int((scores > threshold).sum()), floor), ceiling)
+    cut = parting(scores) if threshold is None else threshold
+    count = min(max(int((scores > cut).sum()), floor), ceiling)
     return high_first(scores)[:count]
+
+
+def parting(scores: Scores) -> float:
+    """The score above which one group lies and below or at which the other: the two differ most.
+
+    Paper: Otsu 1979 (A threshold selection method from gray-level histograms), on the scores themselves: the
+    cut with the largest variance between both groups. A fixed 0.5 on scores from 0 to 1 hangs on the one
+    worst item; items of which little is known lie near the mean reward, often above it.
+    """
+    import numpy as np
+
+    ordered = np.sort(scores)
+    below = np.arange(1, len(ordered))
+    if not len(below) or ordered[0] == ordered[-1]:
+        return float(ordered[0]) if len(ordered) else 0.0
+    sums = np.cumsum(ordered)
+    low, high = sums[:-1] / below, (sums[-1] - sums[:-1]) / (len(ordered) - below)
+    between = below * (len(ordered) - below) * np.square(high - low)
+    return float(ordered[np.argmax(between)])
 
 
 def inputs(view: PoolView) -> Points:
