@@ -1,22 +1,29 @@
-"""What the whole suite shares: one folder with tiny models and rows, and quiet threads."""
+"""What the whole suite shares: one folder with tiny models and rows, and quiet threads.
+
+Nothing here imports torch at once: the process that hands out tests to others has no use for it.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
-import tiny
-
-torch.set_num_threads(1)
-settings.register_profile("ci", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("ci")
+settings.register_profile("few", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=30)
+settings.register_profile("many", settings.get_profile("few"), max_examples=300)
+settings.load_profile("few")  # each run draws others; `--hypothesis-profile many` draws more at once
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write tests/golden/*.json anew")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -32,5 +39,7 @@ def own_cache(
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `llm`, `slm` and two files of rows; tests may write files of other names into it."""
     folder: Path = tmp_path_factory.mktemp("small")
+    import tiny
+
     tiny.raw_config(folder)
     return folder

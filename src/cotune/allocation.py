@@ -8,6 +8,7 @@ it only writes: it learns nothing, and no client's path is asked for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -28,6 +29,8 @@ from cotune.shelf import Shelf
 
 Record = dict[str, Any]
 
+HELD_BACK = ""
+"""In place of a path that a gate holds back; nobody learns from an empty one."""
 SAMPLES, SAMPLE_CHARS = 3, 600
 """How many items rounds.jsonl shows of a round, and the longest text of one."""
 
@@ -52,11 +55,26 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a client said: the items that teach it, those it is measured on from now on, and its losses."""
+    """What a client said: the items that teach it, those it is measured on from now on, and its losses.
+
+    `taught` are the first of the items, as many as gates have left.
+    """
 
     rows: list[int]
     probe: list[int]
     losses: list[float] | None
+    taught: list[int]
+
+    @property
+    def sent(self) -> list[int]:
+        """Items whose paths the client is sent."""
+        return [*self.taught, *self.probe]
+
+    def paths(self, mine: Mapping[int, Written]) -> list[str]:
+        """What it is sent for each of its items and of its probe; nothing in place of what is held back."""
+        held_back = len(self.rows) - len(self.taught)
+        taught = [mine[row].text for row in self.taught]
+        return [*taught, *[HELD_BACK] * held_back, *(mine[row].text for row in self.probe)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +122,10 @@ class Allocation:
             for own, part in families
             for reply in verbs.ask(f"{TEACH}choose", own.slm, part, dict.fromkeys(part.cohort, told))
         ]
-        wishes = self._wishes(sorted(replies, key=lambda reply: reply.client), verbs)
+        wishes = self._wishes(sorted(replies, key=lambda reply: reply.client), state, verbs)
         allocated = {client: self._choose(client, wish, state, round) for client, wish in wishes.items()}
-        asked = {client: found.rows.tolist() for client, found in allocated.items()}
-        wanted = {row for wish in wishes.values() for row in [*wish.rows, *wish.probe]}
+        asked = {client: _left(found.rows.tolist(), state) for client, found in allocated.items()}
+        wanted = {row for wish in wishes.values() for row in wish.sent}
         wanted |= {row for rows in asked.values() for row in rows}
         mine, spent = self._write(state, sorted(wanted), (round, verbs))
         theirs, told_counts = self._exchange((wishes, asked), mine, round, verbs)
@@ -143,28 +161,28 @@ class Allocation:
         record["llm"] = {**facts, **sums}
         return state.replace(llm=taught.adapter), record
 
-    def _wishes(self, replies: Sequence[Message], verbs: Verbs) -> dict[str, Wish]:
+    def _wishes(self, replies: Sequence[Message], state: State, verbs: Verbs) -> dict[str, Wish]:
         """What usable replies say; the others are refused."""
         found = {}
         for reply in replies:
             try:
-                found[reply.client] = self._wish(reply)
+                found[reply.client] = self._wish(reply, state)
             except ValueError as error:
                 verbs.refuse(reply, str(error))
         return found
 
-    def _wish(self, reply: Message) -> Wish:
+    def _wish(self, reply: Message, state: State) -> Wish:
         items = len(self.pool)
         rows = rows_of(reply.facts, "rows", items)
         probe = rows_of(reply.facts, "probe", items) if "probe" in reply.facts else []
         losses = reply.facts.get("losses")
         if "losses" not in self.allocator.needs:
-            return Wish(rows, probe, None)
+            return Wish(rows, probe, None, _left(rows, state))
         if not isinstance(losses, list) or len(losses) != items:
             raise ValueError(f"losses: expected {items} numbers")
         if not all(type(value) in (int, float) for value in losses):
             raise ValueError("losses: one of them is no number")
-        return Wish(rows, probe, losses)
+        return Wish(rows, probe, losses, _left(rows, state))
 
     def _choose(self, client: str, wish: Wish, state: State, round: Round) -> Allocated:
         """Items whose paths of this client teach the LLM."""
@@ -215,8 +233,7 @@ class Allocation:
         wishes, asked = what
         told: dict[str, Record] = {}
         for client, wish in wishes.items():
-            paths = [mine[row].text for row in [*wish.rows, *wish.probe]]
-            told[client] = {"paths": paths, "asked": asked[client]}
+            told[client] = {"paths": wish.paths(mine), "asked": asked[client]}
             told[client] |= {"probe": wish.probe} if wish.probe else {}
         theirs: dict[str, dict[int, str]] = {}
         scrubbed: dict[str, int] = {}
@@ -266,6 +283,11 @@ class Allocation:
         return kept.arrays if kept else {}
 
 
+def _left(rows: Sequence[int], state: State) -> list[int]:
+    """The share of the items that gates have left, the best first."""
+    return list(rows[: math.ceil(state.distil * len(rows))])
+
+
 def _counts(facts: Any) -> dict[str, int]:
     """What a client says it scrubbed, as far as it can be believed."""
     if not isinstance(facts, dict):
@@ -285,7 +307,7 @@ def _record(
     bytes for its item.
     """
     (wishes, asked), (mine, theirs) = what, paths
-    down = sum(8 + _size(mine[row].text) for wish in wishes.values() for row in [*wish.rows, *wish.probe])
+    down = sum(8 + _size(mine[row].text) for wish in wishes.values() for row in wish.sent)
     up = sum(8 + _size(text) for texts in theirs.values() for text in texts.values())
     own = [(row, written.text) for row, written in mine.items()]
     others = [(row, text) for texts in theirs.values() for row, text in texts.items()]

@@ -9,9 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cotune import build_audits, data, families, misfits, plugins
 from cotune import config as configs
-from cotune import data, families, misfits, plugins
 from cotune import fleet as fleets
+from cotune.build_audits import Scene
 from cotune.build_teaching import Around, Rationales, Teaching, teaching
 from cotune.config import Config
 from cotune.data import ByTask, Dataset
@@ -47,12 +48,11 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
     import torch
 
     misfits.refuse(config)
-    if config.teach.teacher:
-        endpoint.check(config.teach.teacher)
-    _find_readers(config, note)
+    _find_outside(config, note)
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
-    dataset, watch = _read(config, note), _Watch(listener, config.rounds)
+    dataset = build_audits.planted(config, _read(config, note), note)
+    watch = _Watch(listener, config.rounds)
     fleet = fleets.load(config, dataset, watch.tick, note)
     aggregator = plugins.load("aggregator", config.aggregator.name, config.aggregator.options)
     llm, tokens = fleet.llm, config.runtime.score_tokens
@@ -65,9 +65,12 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
         for crew in crews:
             _tell_if_alone(crew.family, note)
     host = Hosts([crew.host for crew in crews])
-    federation = Federation(
-        InProcess(host, CHUNK * config.runtime.stack), aggregator, watch.hear, config.cohort.minimum
-    )
+    transport = InProcess(host, CHUNK * config.runtime.stack)
+    federation = Federation(transport, aggregator, watch.hear, config.cohort.minimum)
+    scene = Scene(fleet, dataset, crews[0].readers, note, partial(watch.working, "audit"))
+    observing = build_audits.observing(config, scene)
+    if observing:
+        federation.overhear = observing.overheard.hear
     return Session(
         families=tuple(crew.family for crew in crews),
         strategy_name=config.strategy.name,
@@ -86,6 +89,7 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
         roles=fleet.roles,
         allocation=taught.allocation if taught else None,
         prepare=taught.prepare if taught else lambda state: state,
+        observing=observing,
         facts=lambda: {"versions": versions(), **fleet.describe(config), **rationales.describe()},
     )
 
@@ -158,8 +162,11 @@ def _read(config: Config, note: Note) -> Dataset:
     return dataset
 
 
-def _find_readers(config: Config, note: Note) -> None:
-    """See that frozen models which selectors read with are there, before anything is trained."""
+def _find_outside(config: Config, note: Note) -> None:
+    """See that a teacher's endpoint and frozen models that selectors read with can be used, before anything
+    is trained."""
+    if config.teach.teacher:
+        endpoint.check(config.teach.teacher)
     for spec in config.selector:
         options = plugins.config_class("selector", spec.name).model_validate(spec.options)
         name = getattr(options, "model", SLM)

@@ -32,7 +32,12 @@ def save(folder: Path, checkpoint: Checkpoint, fingerprint: str, keep: int) -> N
     adapters = checkpoint.state.adapters()
     arrays = {f"{r}/{n}": v for r, a in adapters.items() for n, v in a.arrays.items()}
     headers = {role: adapter_header(a) for role, a in adapters.items()}
-    facts = {"fingerprint": fingerprint, "record": dict(checkpoint.record), "adapters": headers}
+    facts = {
+        "fingerprint": fingerprint,
+        "record": dict(checkpoint.record),
+        "adapters": headers,
+        "distil": checkpoint.state.distil,
+    }
     data = encode(Message("server", checkpoint.round, "checkpoint", arrays, facts))
     target = folder / f"{checkpoint.round:06d}.ckpt"
     part = target.with_suffix(".part")
@@ -81,5 +86,6 @@ def _checkpoint(message: Message) -> Checkpoint:
             n.removeprefix(f"{role}/"): a for n, a in message.arrays.items() if n.startswith(f"{role}/")
         }
         found[role] = Adapter(arrays, str(header["base"]), int(header["rank"]), float(header["alpha"]))
-    state = State(found.pop("slm", None), found.pop("llm", None), found)
+    distil = float(message.facts.get("distil", 1.0))
+    state = State(found.pop("slm", None), found.pop("llm", None), found, distil)
     return Checkpoint(message.round, state, message.facts["record"])

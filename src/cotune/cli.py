@@ -26,6 +26,10 @@ models_app = typer.Typer(
     help="Models by name: where they come from and whether they are here.", no_args_is_help=True
 )
 app.add_typer(models_app, name="models")
+audit_app = typer.Typer(
+    help="Did the student become a copy, does it know who it is, does it leak?", invoke_without_command=True
+)
+app.add_typer(audit_app, name="audit")
 
 
 class Origin(StrEnum):
@@ -168,6 +172,91 @@ def select(
         _print(found.facts)
     else:
         print(launch_select.sentence(found, out))
+
+
+@audit_app.callback()
+def audit(
+    ctx: typer.Context,
+    student: Annotated[
+        str, typer.Option(help="MODEL, MODEL+ADAPTER, folder of an adapter, or URL#MODEL of an endpoint")
+    ] = "",
+    reference: Annotated[str, typer.Option(help="what the student may have become a copy of")] = "",
+    baseline: Annotated[
+        str, typer.Option(help="a student that was not taught; `untuned`: the student without its adapter")
+    ] = "",
+    unrelated: Annotated[str, typer.Option(help="a model that has nothing to do with them")] = "",
+    judge: Annotated[str, typer.Option(help="who compares answers; without one there is no RSE")] = "",
+    mutator: Annotated[str, typer.Option(help="who rewrites the templates of ICE")] = "",
+    identity: Annotated[Path | None, typer.Option(help="identity.yaml, see cotune audit init")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Option(help="JSONL, .txt or hub id, a set each; our own by default")
+    ] = None,
+    members: Annotated[str, typer.Option(help="rows the student was trained on")] = "",
+    non_members: Annotated[str, typer.Option(help="like rows that it was not trained on")] = "",
+    audits: Annotated[str, typer.Option(help="of `cotune plugins`, joined by commas")] = "",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="AUDIT.OPTION=VALUE, e.g. rse.limit=50")
+    ] = None,
+    force_judge: Annotated[bool, typer.Option(help="let a model under test judge")] = False,
+    api_key_env: Annotated[str, typer.Option(help="variable that holds the endpoints' key")] = "",
+    concurrency: Annotated[int, typer.Option(min=1, help="requests to an endpoint at a time")] = 8,
+    seed: Annotated[int, typer.Option(min=0)] = 7,
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Compare a student with what it may have become a copy of: audit.json, audit.html."""
+    if ctx.invoked_subcommand:
+        return
+    from cotune import audit as auditing
+    from cotune import launch_audit
+    from cotune.errors import ConfigError
+
+    if out is None:
+        raise ConfigError("--out: name a folder to write to")
+    named = {"student": student, "reference": reference, "baseline": baseline, "unrelated": unrelated}
+    named |= {"judge": judge, "mutator": mutator}
+    endpoint = {"concurrency": concurrency, **({"api_key_env": api_key_env} if api_key_env else {})}
+    models = {role: launch_audit.model(text, endpoint) for role, text in named.items() if text}
+    given = {"judge": judge, "identity": identity, "members": members, "non_members": non_members}
+    asked = auditing.Question(
+        models,
+        launch_audit.specs(audits, overrides or [], given),
+        prompts or [],
+        seed,
+        force_judge,
+    )
+    found = launch_audit.run(asked, out, _console())
+    if as_json:
+        _print(found)
+    else:
+        print("\n".join(launch_audit.lines(found, out)))
+
+
+@audit_app.command(name="init")
+def audit_init(
+    name: Annotated[str, typer.Option(help="what the model is called")],
+    maker: Annotated[str, typer.Option(help="who made it")],
+    out: Annotated[Path, typer.Option(help="file to write")] = Path("identity.yaml"),
+) -> None:
+    """Write identity.yaml: who a model is, and who it is not."""
+    from cotune import identities
+
+    print(identities.write(out, name, maker))
+
+
+@audit_app.command()
+def recount(
+    folder: Annotated[Path, typer.Argument(help="logs in the reference repository's format", metavar="DIR")],
+    as_json: Json = False,
+) -> None:
+    """Count the loose, strict and hard hits of published logs again."""
+    from cotune import recount as recounting
+
+    found = recounting.recount(folder)
+    if as_json:
+        _print([row.as_facts() for row in found])
+    else:
+        print("\n".join(row.line() for row in found))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cotune import mistakes, plugins
 from cotune import overrides as overriding
+from cotune.audit_settings import AuditingConfig, GatesConfig
 from cotune.endpoint_settings import PATIENCE, EndpointSettings
 from cotune.errors import ConfigError
 
@@ -237,6 +238,11 @@ class Config(Settings):
     aggregator: PluginSpec = PluginSpec(name="mean")
     cohort: CohortConfig = CohortConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    audits: list[PluginSpec] = Field(
+        [], description="what is asked about the models before, every so many rounds, and after"
+    )
+    auditing: AuditingConfig = AuditingConfig()
+    gates: GatesConfig | None = Field(None, description="what follows from audits; nothing by default")
     runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="before")
@@ -244,23 +250,29 @@ class Config(Settings):
     def _names_become_specs(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        found = {slot: [spec for _, spec in _named(slot, data[slot])] for slot in SLOTS if slot in data}
-        single = {slot: (specs or [None])[0] for slot, specs in found.items() if slot not in LISTS}
+        found = {key: [spec for _, spec in _named(key, data[key])] for key in SLOTS if key in data}
+        single = {key: (specs or [None])[0] for key, specs in found.items() if key not in LISTS}
         return {**data, **found, **single}
 
 
-SLOTS = ("strategy", "selector", "allocator", "aggregator")
-"""The keys of `Config` that name a plug-in; the folder is the plural."""
-LISTS = ("selector",)
+SLOTS: Mapping[str, str] = {
+    "strategy": "strategy",
+    "selector": "selector",
+    "allocator": "allocator",
+    "aggregator": "aggregator",
+    "audits": "audit",
+}
+"""The keys of `Config` that name plug-ins, and their slots."""
+LISTS = ("selector", "audits")
 """Those that may name several, which work one after the other."""
 
 
-def _named(slot: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Each plug-in of a slot with its path in the file: a bare name becomes `{name: ...}`."""
-    several = slot in LISTS and isinstance(value, list)
+def _named(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Each plug-in of a key with its path in the file: a bare name becomes `{name: ...}`."""
+    several = key in LISTS and isinstance(value, list)
     for number, spec in enumerate(value if several else [value]):
         if spec is not None:
-            place = f"{slot}.{number}" if several else slot
+            place = f"{key}.{number}" if several else key
             yield place, {"name": spec} if isinstance(spec, str) else spec
 
 
@@ -314,8 +326,8 @@ def from_dict(raw: Mapping[str, Any], where: str = "config") -> Config:
         config = Config.model_validate(raw)
     except ValidationError as error:
         problems += mistakes.of_model(Config, error)
-    for slot in SLOTS:
-        for place, spec in _named(slot, raw.get(slot)):
+    for key, slot in SLOTS.items():
+        for place, spec in _named(key, raw.get(key)):
             problems += mistakes.of_plugin(slot, spec, place)
     if problems or config is None:
         lines = "\n".join(f"  {line}" for line in problems)
@@ -333,12 +345,14 @@ def dump(config: Config) -> str:
 
 def fingerprint(config: Config) -> str:
     """16 hex digits that name the experiment: all but `runtime`, plug-in defaults filled in."""
-    patience = {"teach": {"teacher": set(PATIENCE)}}
+    of_endpoint = set(PATIENCE)
+    patience = {"teach": {"teacher": of_endpoint}}
+    patience["auditing"] = {"judge": of_endpoint, "mutator": of_endpoint}
     experiment = config.model_dump(mode="json", exclude={"runtime": True, **patience})
-    for slot in SLOTS:
-        found = getattr(config, slot)
-        filled = [_filled(slot, spec) for spec in (found if slot in LISTS else [found]) if spec]
-        experiment[slot] = filled if slot in LISTS else next(iter(filled), None)
+    for key, slot in SLOTS.items():
+        found = getattr(config, key)
+        filled = [_filled(slot, spec) for spec in (found if key in LISTS else [found]) if spec]
+        experiment[key] = filled if key in LISTS else next(iter(filled), None)
     canonical = json.dumps(experiment, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
@@ -363,7 +377,7 @@ def _filled(slot: str, spec: PluginSpec) -> dict[str, Any]:
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a configuration file, plug-in options included."""
     schema = Config.model_json_schema()
-    for slot in SLOTS:
+    for key, slot in SLOTS.items():
         options = []
         for name in plugins.names(slot):
             part = plugins.config_class(slot, name).model_json_schema()
@@ -372,6 +386,6 @@ def json_schema() -> dict[str, Any]:
             options.append({**part, "title": name})
         one = {"anyOf": [{"enum": list(plugins.names(slot))}, *options]}
         several = {"anyOf": [*one["anyOf"], {"type": "array", "items": one}]}
-        one["anyOf"] += [{"type": "null"}] if Config.model_fields[slot].default is None else []
-        schema["properties"][slot] = several if slot in LISTS else one
+        one["anyOf"] += [{"type": "null"}] if Config.model_fields[key].default is None else []
+        schema["properties"][key] = several if key in LISTS else one
     return cast(dict[str, Any], json.loads(json.dumps(schema)))

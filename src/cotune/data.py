@@ -71,6 +71,12 @@ class Dataset:
         own = None if self.own_test is None else {client: self.own_test[client] for client in clients}
         return replace(self, parts={client: self.parts[client] for client in clients}, own_test=own)
 
+    def with_more(self, client: str, examples: Sequence[Example]) -> Dataset:
+        """The same with further private examples of one client."""
+        rows = np.arange(len(self.pool), len(self.pool) + len(examples))
+        parts = {**self.parts, client: np.concatenate([self.parts[client], rows])}
+        return replace(self, pool=(*self.pool, *examples), parts=parts)
+
     def held_out(self, client: str) -> ByTask:
         """The examples a client is measured on, by task.
 

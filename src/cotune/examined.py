@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from cotune.records import Array, Facts, Sampling, Written
 
 if TYPE_CHECKING:
+    from cotune.pool import Writer
     from cotune.protocols import LogProbs
 
 STUDENT, REFERENCE, BASELINE, UNRELATED = "student", "reference", "baseline", "unrelated"
@@ -70,12 +71,38 @@ class Judge(Protocol):
     def fingerprint(self) -> str:
         """Of all that a verdict depends on besides the comparison."""
 
+    @property
+    def is_anchored(self) -> bool:
+        """Whether its scores mean something only between its own score of identical answers and of unrelated
+        ones; False: they are whole levels from 1 to 5."""
+
     def compare(self, comparisons: Sequence[Comparison]) -> list[Verdict | None]:
         """A verdict for each, in order; None where none could be had, also after asking once more.
 
         Raises:
             Paused: the judge cannot be reached; what was judged is kept.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class CrossedVectors:
+    """Centroids that left a client, and where the facts of the leakage audit lie among them.
+
+    centroids [g, d]: as sent; planted [n, d], controls [m, d]: features of the facts of both halves in the
+    basis of the centroids.
+    """
+
+    centroids: Array
+    planted: Array
+    controls: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Crossed:
+    """What clients sent in the clear, by channel; None: this subject has no such channel, or cannot tell."""
+
+    texts: Mapping[str, Sequence[str]] | None = None
+    vectors: Mapping[str, CrossedVectors] | None = None
 
 
 class Subject(Protocol):
@@ -96,6 +123,18 @@ class Subject(Protocol):
     @property
     def judge(self) -> Judge | None:
         """Who compares answers; None: nobody."""
+
+    @property
+    def identity_judge(self) -> Writer | None:
+        """Who is asked whether an answer contradicts an identity; None: rules decide."""
+
+    @property
+    def mutator(self) -> Writer | None:
+        """Who rewrites templates; None: nobody."""
+
+    @property
+    def crossed(self) -> Crossed:
+        """What clients sent in the clear."""
 
     def fingerprint(self, role: str) -> str:
         """Of a model, its adapter and tokenizer."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -57,6 +57,8 @@ class Federation:
             minimum,
         )
         self.ledger = Ledger()
+        self.overhear: Callable[[Message], None] = lambda _: None
+        """Told every usable reply that is read one by one."""
         self._round = Round(0, 0, 0, ())
 
     def clients(self) -> tuple[str, ...]:
@@ -101,7 +103,10 @@ class Federation:
         `told` asks its keys instead of the cohort, and tells each of them something of its own.
         """
         found = self._exchange(action, adapter, round, told, gathered=False)
-        return sorted((one for one in found if isinstance(one, Message)), key=lambda reply: reply.client)
+        replies = sorted((one for one in found if isinstance(one, Message)), key=lambda reply: reply.client)
+        for reply in replies:
+            self.overhear(reply)
+        return replies
 
     def refuse(self, reply: Message, reason: str) -> None:
         """Record that a reply which had come does not count."""

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cotune import plugins
+from cotune.cast import LLM, SLM
 from cotune.config import Config
 from cotune.errors import ConfigError
+
+OF_A_PAIR = ("likeness", "rse", "homogenisation")
+"""Audits that compare models of a run with each other."""
+BEHIND = {"similarity": ("rse", "likeness"), "identity": ("ice",), "canary": ("canary",)}
+"""Which audits a gate goes by."""
 
 
 def teachable() -> list[str]:
@@ -14,7 +22,19 @@ def teachable() -> list[str]:
 
 
 def refuse(config: Config) -> None:
-    """Refuse an allocator that the strategy or an endpoint cannot serve; known before anything is loaded."""
+    """Refuse what cannot work; known before anything is loaded.
+
+    Raises:
+        ConfigError: an allocator that the strategy or an endpoint cannot serve, an audit that would find
+            nothing to ask, or a gate that nothing could follow from.
+    """
+    _refuse_allocator(config)
+    for audit in config.audits:
+        _refuse_audit(config, audit.name)
+    _refuse_gates(config)
+
+
+def _refuse_allocator(config: Config) -> None:
     if config.allocator is None:
         return
     if config.strategy.name not in teachable():
@@ -34,4 +54,80 @@ def refuse(config: Config) -> None:
         raise ConfigError(
             f"teach.teacher: allocator {config.allocator.name!r} compares losses with the LLM's, and an "
             "endpoint tells none. Take another allocator, e.g. lada, or no endpoint."
+        )
+
+
+def _refuse_audit(config: Config, name: str) -> None:
+    """An audit that stands there twice, or lacks what it asks or whom it asks."""
+    if [audit.name for audit in config.audits].count(name) > 1:
+        raise ConfigError(
+            f"audits: {name} is there twice, and a run keeps one result by name. Take one of them out."
+        )
+    if not getattr(plugins.module("strategy", config.strategy.name), "SHARES", True):
+        raise ConfigError(
+            f"audits: a run's audits ask the server's models, and in strategy {config.strategy.name!r} it "
+            "learns none. Take another strategy; or ask a client's model where it is: cotune audit."
+        )
+    missing = [role.upper() for role in (SLM, LLM) if role not in _roles(config)]
+    if name in OF_A_PAIR and missing:
+        raise ConfigError(
+            f"audits: {name} compares the SLM with the LLM, and in a run of strategy "
+            f"{config.strategy.name!r} there is no {' and no '.join(missing)}. Take a strategy that trains "
+            "both, e.g. fedcollm, or an allocator; or compare the finished model with another one: cotune "
+            "audit."
+        )
+    if name == "rse" and config.auditing.judge is None:
+        raise ConfigError(
+            "audits: rse needs somebody who compares answers. Name a model or an endpoint that is not under "
+            "test (auditing.judge), or take likeness, which needs none."
+        )
+    if name == "ice":
+        _refuse_ice(config)
+    if name == "membership":
+        raise ConfigError(
+            "audits: membership needs the examples that were trained on, and the server of a run has none of "
+            "them. Take it out, and where they are: cotune audit --audits membership --members FILE "
+            "--non-members FILE"
+        )
+
+
+def _roles(config: Config) -> set[str]:
+    """Which of LLM and SLM a run has; an endpoint may stand for the LLM."""
+    trained = set(plugins.module("strategy", config.strategy.name).TRAINS)
+    return trained | ({SLM, LLM} if config.allocator else set()) | ({LLM} if config.teach.teacher else set())
+
+
+def _refuse_ice(config: Config) -> None:
+    [options] = [audit.options for audit in config.audits if audit.name == "ice"]
+    if SLM not in _roles(config) and not options.get("roles"):
+        raise ConfigError(
+            f"audits: ice asks the SLM, and in a run of strategy {config.strategy.name!r} there is none. Say "
+            "which models to ask: roles: [llm]"
+        )
+    path, cure = options.get("identity"), "Make one: cotune audit init --name NAME --maker MAKER"
+    if path is None:
+        raise ConfigError(f"audits: ice does not know who the SLM is: identity is missing. {cure}")
+    if not Path(path).expanduser().is_file():
+        raise ConfigError(f"audits: ice: identity {str(path)!r}: no such file. {cure}")
+
+
+def _refuse_gates(config: Config) -> None:
+    """Gates without audits, and those that would lower what there is not."""
+    if config.gates is None:
+        return
+    names = [audit.name for audit in config.audits]
+    if not names:
+        raise ConfigError(
+            "gates: there are no audits that they could go by. Name some, e.g. audits: [likeness], or take "
+            "gates out."
+        )
+    strategy = plugins.module("strategy", config.strategy.name)
+    if config.allocator or getattr(strategy, "DISTILS", False):
+        return
+    keys = [f"on_{gate}" for gate, audits in BEHIND.items() if any(name in names for name in audits)]
+    idle = [f"gates.{key}" for key in keys if getattr(config.gates, key) == "lower"]
+    if idle:
+        raise ConfigError(
+            f"gates: in strategy {config.strategy.name!r} no model teaches another one, so that there is "
+            f"nothing to lower. Set {' and '.join(idle)} to stop or off, or take an allocator."
         )

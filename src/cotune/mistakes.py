@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from cotune import plugins
+from cotune.audit_settings import ENDPOINT, NAME
 from cotune.errors import ConfigError, suggestion
 
 
@@ -49,7 +50,7 @@ def _line(model: type[BaseModel], item: Any) -> str:
 
 def _is_type(part: object) -> bool:
     """Where several types would do, pydantic names the one that it tried."""
-    return part == "constrained-int" or str(part).startswith("list[")
+    return part in ("constrained-int", NAME, ENDPOINT) or str(part).startswith("list[")
 
 
 def _fields_at(model: type[BaseModel], path: Sequence[Any]) -> Iterable[str]:

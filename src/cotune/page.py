@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from cotune.audits_section import audits_values
 from cotune.changes import (
     Change,
     client_changes,
@@ -49,6 +50,7 @@ TEXT_AT_MOST = 1600
 STATUS_NOTES = {
     "running": "This run had not finished when the report was made: what follows is the state so far.",
     "interrupted": "This run was interrupted: what follows is what it had finished. It can be resumed.",
+    "stopped": "A gate ended this run before its last round; why is told under Audits and gates.",
 }
 
 
@@ -79,6 +81,7 @@ def page_values(results: Record, rounds: Sequence[Record], config: str) -> dict[
         "families": _families(results),
         "selection": selection_values(results, rounds),
         "teaching": teaching_values(results, rounds),
+        "audits": audits_values(rounds),
         "traffic": traffic(results, rounds),
         "time": time_spent(results, rounds),
         "failures": _failures(rounds),

@@ -38,12 +38,14 @@ class State:
     """What a run has learned so far, on the server. A strategy leaves what it does not train at None.
 
     `others` holds the SLM adapters of further families of clients by name; a strategy works on one family at
-    a time and never sees them.
+    a time and never sees them. `distil` is how much of the teaching between models the gates have left, from
+    1 (all) to 0.
     """
 
     slm: Adapter | None = None
     llm: Adapter | None = None
     others: Mapping[str, Adapter] = field(default_factory=dict)
+    distil: float = 1.0
 
     def replace(self, **changes: Any) -> State:
         """A copy with other values."""
@@ -51,14 +53,14 @@ class State:
 
     def of(self, family: str) -> State:
         """The state as one family sees it."""
-        return State(self.slm if family == SLM else self.others.get(family), self.llm)
+        return State(self.slm if family == SLM else self.others.get(family), self.llm, distil=self.distil)
 
     def after(self, family: str, seen: State) -> State:
         """The state once one family has gone from `of(family)` to `seen`."""
         if family == SLM:
-            return State(seen.slm, seen.llm, self.others)
+            return State(seen.slm, seen.llm, self.others, self.distil)
         own = {family: seen.slm} if seen.slm is not None else {}
-        return State(self.slm, seen.llm, {**self.others, **own})
+        return State(self.slm, seen.llm, {**self.others, **own}, self.distil)
 
     def adapters(self) -> dict[str, Adapter]:
         """All that there are, by family; the LLM's under `llm`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cotune import memory, outcomes, report, savings
+from cotune import gates, memory, outcomes, report, savings
 from cotune.protocols import SLM
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def summarise(session: Session, out: Path, seconds: float) -> Record:
         "strategy": session.strategy_name,
         "seed": session.seed,
         "rounds": rounds[-1]["round"],
-        "status": "done" if rounds[-1]["round"] == session.num_rounds else "running",
+        "status": _status(rounds[-1], session),
         "metrics": outcomes.before_after(first["metrics"], last["metrics"]),
         "gain": outcomes.gains(first["right"], last["right"], is_shared=session.dataset.own_test is None),
         "traffic": totals,
@@ -45,6 +45,12 @@ def summarise(session: Session, out: Path, seconds: float) -> Record:
         **({"families": _by_family(session, first, last)} if len(session.families) > 1 else {}),
         **session.facts(),
     }
+
+
+def _status(last: Record, session: Session) -> str:
+    if last["round"] == session.num_rounds:
+        return "done"
+    return "stopped" if gates.is_stopped(last) else "running"
 
 
 def _by_family(session: Session, first: Record, last: Record) -> Record:

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from cotune import checkpoint, outcomes, report, results, savings
+from cotune import checkpoint, gates, outcomes, report, results, savings
 from cotune.allocation import Allocation, Traded
 from cotune.checkpoint import Checkpoint
 from cotune.data import Dataset
 from cotune.errors import RunError
 from cotune.federation import Federation
 from cotune.host import Evaluator
+from cotune.observing import Observing
 from cotune.protocols import SLM, Selector, State, Strategy
 from cotune.records import Event, Round, derived_rng
 from cotune.selection import Selection, select, together
@@ -64,6 +65,7 @@ class Session:
     roles: frozenset[str] = frozenset()
     allocation: Allocation | None = None
     prepare: Callable[[State], State] = lambda state: state
+    observing: Observing | None = None
     facts: Callable[[], Mapping[str, Any]] = dict
 
 
@@ -87,8 +89,12 @@ def run(session: Session, out: Path) -> Record:
     state = resumed.state
     in_use = savings.in_use([r for r in report.read_rounds(out) if r["round"] <= resumed.round])
     for index in range(resumed.round + 1, session.num_rounds + 1):
+        if gates.is_stopped(resumed.record):
+            break
         clock, cohort = _Clock(), _cohort(session, index)
         losses: Mapping[str, float] = {}
+        if session.observing:
+            session.observing.begin(state)
         now, chosen = _select(session, in_use, state, cohort, clock)
         in_use = chosen or in_use
         traded = _trade(session, state, now, clock)
@@ -100,7 +106,8 @@ def run(session: Session, out: Path) -> Record:
         state, lesson_facts = _learn(session, traded, state, now, clock)
         _refuse_divergence(state, now)
         facts = {"losses": losses, **_selection_facts(session, chosen, cohort, clock), **lesson_facts}
-        state = _finish_round(session, out, now, state, clock, facts).state
+        resumed = _finish_round(session, out, now, state, clock, facts)
+        state = resumed.state
     found = results.summarise(session, out, time.monotonic() - began)
     session.save_adapters(out / "adapters", state)
     report.write_results(out, found)
@@ -238,10 +245,15 @@ def _finish_round(
     """Evaluate if it is due, then make the round last: checkpoint first, its line in rounds.jsonl second."""
     ledger = session.federation.take_ledger()
     record: Record = {"round": now.index, "cohort": list(now.cohort) if now.index else []}
-    every = session.evaluate_every
-    if now.index in (0, session.num_rounds) or (every and now.index % every == 0):
+    if _is_measured(session, now.index):
         with clock.phase("evaluate"):
             record |= _measure(session, state, now)
+    if session.observing:
+        with clock.phase("audit"):
+            record |= session.observing.observe(state, now.index, session.num_rounds)
+        state, decisions = session.observing.follow([*_before(out, now.index), record], state)
+        if decisions:
+            record |= {"gates": [decision.as_facts() for decision in decisions], "distil": state.distil}
     extra = session.federation.take_ledger()
     failures = [*ledger.failures, *extra.failures]
     traffic = {name: value + extra.traffic[name] for name, value in ledger.traffic.items()}
@@ -263,6 +275,19 @@ def _finish_round(
         report.append_round(out, done.record)
     session.federation.listener(Event(now.index, session.num_rounds, "checkpoint", 1, 1))
     return done
+
+
+def _is_measured(session: Session, index: int) -> bool:
+    """Before, after, every so many rounds, and when gates ask what a round's likeness has brought."""
+    every, watch = session.evaluate_every, session.observing
+    if index in (0, session.num_rounds) or (every and index % every == 0):
+        return True
+    return bool(watch and watch.config and watch.due(index, session.num_rounds))
+
+
+def _before(out: Path, index: int) -> list[Record]:
+    """The lines of the rounds before this one."""
+    return [record for record in report.read_rounds(out) if record["round"] < index]
 
 
 def _idle(session: Session, now: Round, losses: Mapping[str, float]) -> Record:

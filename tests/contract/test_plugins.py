@@ -73,14 +73,14 @@ def test_options_are_described(slot, name):
         assert info.description, f"{slot} {name}: {field}"
 
 
-@pytest.mark.parametrize("slot", config.SLOTS)
-def test_an_unknown_option_is_refused_with_its_path(slot, tmp_path):
+@pytest.mark.parametrize(("key", "slot"), config.SLOTS.items())
+def test_an_unknown_option_is_refused_with_its_path(key, slot, tmp_path):
     for name in plugins.names(slot):
         fields = list(plugins.config_class(slot, name).model_fields)
         misspelt = f"{fields[0]}x" if fields else "x"
         with pytest.raises(ConfigError) as caught:
-            config.from_dict(tiny.raw_config(tmp_path) | {slot: {"name": name, misspelt: 1}})
-        assert f"{slot}.{misspelt}: unknown key." in str(caught.value)
+            config.from_dict(tiny.raw_config(tmp_path) | {key: {"name": name, misspelt: 1}})
+        assert f"{key}.{misspelt}: unknown key." in str(caught.value)
         if fields:
             assert f"Did you mean '{fields[0]}'?" in str(caught.value)
 

@@ -102,9 +102,9 @@ def test_a_server_that_goes_away_stops_the_run_and_it_resumes(small, tmp_path, c
 
 @pytest.mark.parametrize("script", [lambda p, n: answer(p, content=""), lambda p, n: (200, {"odd": []})])
 def test_answers_without_a_text_teach_nobody(small, tmp_path, script):
-    tiny.run(small, tmp_path / "plain", strategy="fedavg")
+    tiny.run(small, tmp_path / "plain", rounds=1, strategy="fedavg")
     with serving(script) as server:
-        tiny.run(small, tmp_path / "taught", **options(server.url))
+        tiny.run(small, tmp_path / "taught", rounds=1, **options(server.url))
     assert tiny.adapter_bytes(tmp_path / "plain") == tiny.adapter_bytes(tmp_path / "taught")
     line = report.read_rounds(tmp_path / "taught")[1]["teaching"]
     assert line["endpoint"]["empty"] == 12
@@ -113,9 +113,9 @@ def test_answers_without_a_text_teach_nobody(small, tmp_path, script):
 
 
 def test_nonsense_teaches_nobody_under_the_guard(small, tmp_path):
-    tiny.run(small, tmp_path / "plain", strategy="fedavg")
+    tiny.run(small, tmp_path / "plain", rounds=1, strategy="fedavg")
     with serving(lambda prompt, nth: answer(prompt, content="I like trains.")) as server:
-        tiny.run(small, tmp_path / "taught", **options(server.url, guard=True))
+        tiny.run(small, tmp_path / "taught", rounds=1, **options(server.url, guard=True))
     assert tiny.adapter_bytes(tmp_path / "plain") == tiny.adapter_bytes(tmp_path / "taught")
     line = report.read_rounds(tmp_path / "taught")[1]["teaching"]
     assert line["llm_paths"] == {"paths": 12, "answered": 0, "right": 0, "cut": 0}
@@ -129,7 +129,7 @@ def test_a_server_that_is_down_is_one_line(small, tmp_path):
 def test_half_a_character_stops_nobody(small, tmp_path):
     """As a proxy sends it that counts in UTF-16 and cuts an emoji."""
     with serving(lambda prompt, nth: answer(prompt, content="It is \ud83d. Final answer: A")) as server:
-        found = tiny.run(small, tmp_path, **options(server.url))
+        found = tiny.run(small, tmp_path, rounds=1, **options(server.url))
     assert found["status"] == "done"
     assert report.read_rounds(tmp_path)[1]["teaching"]["slm"]["pairs"] > 0
 
@@ -159,7 +159,8 @@ def test_a_secret_in_the_settings_is_refused_before_anything_is_written(
 def test_a_refused_key_pauses_the_run(small, tmp_path, capsys):
     path, out = tmp_path / "run.yaml", tmp_path / "torn"
     with serving(lambda prompt, nth: (401, {})) as server:
-        path.write_text(yaml.safe_dump(tiny.raw_config(small, **options(server.url))), encoding="utf-8")
+        made = tiny.raw_config(small, rounds=1, **options(server.url))
+        path.write_text(yaml.safe_dump(made), encoding="utf-8")
         assert command("run", path, "--out", out) == 3
         assert f"cotune resume {out}" in " ".join(capsys.readouterr().err.split())
         server.script = right

@@ -15,7 +15,7 @@ from cotune.models.lora import load_peft
 from cotune.protocols import Client
 from cotune.records import Round
 
-TEACH = {"guard": False, "path_tokens": 12, "probe": 2, "beta": 1.0, "slm_lr": 1e-2, "llm_lr": 1e-2}
+TEACH = {"guard": False, "path_tokens": 6, "probe": 2, "beta": 1.0, "slm_lr": 1e-2, "llm_lr": 1e-2}
 NAMES = ("llm", "slm", "other")
 
 
@@ -94,8 +94,8 @@ def test_every_strategy_runs_with_two_families(small, other, tmp_path, strategy)
 
 def test_text_crosses_families(small, other, tmp_path):
     """The LLM learns from paths of clients of both, and clients of both learn from its."""
-    tiny.run(small, tmp_path / "plain", families=group(other))
-    tiny.run(small, tmp_path / "taught", families=group(other), allocator="everything", teach=TEACH)
+    tiny.run(small, tmp_path / "plain", rounds=1, families=group(other))
+    tiny.run(small, tmp_path / "taught", rounds=1, families=group(other), allocator="everything", teach=TEACH)
     plain, taught = adapters(tmp_path / "plain"), adapters(tmp_path / "taught")
     assert all(one != two for one, two in zip(plain, taught, strict=True))
     for line in report.read_rounds(tmp_path / "taught")[1:]:

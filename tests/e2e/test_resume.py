@@ -8,17 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 import tiny
-from cotune import checkpoint, launch, report, session
+from cotune import build, checkpoint, cli, launch, report, session
 from cotune.errors import ConfigError, Interrupted, RunError
 
 ROUNDS = 3
-STOPS = """
+KILLED = """
 import os, signal, sys
 from cotune import build, cli
 
@@ -27,31 +28,13 @@ made = build.session
 def session(config, out, listener, *more):
     def hear(event):
         if (event.round, event.phase, event.done) == (2, "tune", 1):
-            os.kill(os.getpid(), getattr(signal, {name!r}))
+            os.kill(os.getpid(), signal.SIGKILL)
         listener(event)
     return made(config, out, hear, *more)
 
 build.session = session
 cli.main()
 """
-
-
-@pytest.fixture(scope="module")
-def stopped(small, tmp_path_factory) -> dict[str, tuple[Path, int, str, str]]:
-    """Two real processes, each stopped by a signal in round 2: folder, exit code, what they printed."""
-    folder = tmp_path_factory.mktemp("stopped")
-    config = folder / "run.yaml"
-    config.write_text(tiny.write_config(small, rounds=ROUNDS).read_text())
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = {}
-    for name in ("SIGKILL", "SIGTERM"):
-        words = ["run", str(config), "--out", str(folder / name)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        running[name] = subprocess.Popen(
-            [sys.executable, "-c", STOPS.format(name=name), *words], env=environment, **pipes
-        )
-    ended = {name: process.communicate(timeout=100) for name, process in running.items()}
-    return {name: (folder / name, running[name].returncode, *texts) for name, texts in ended.items()}
 
 
 def start(small: Path, out: Path, **changes):
@@ -74,6 +57,21 @@ def whole(small, tmp_path_factory):
     return of
 
 
+def hear_in(monkeypatch, round: int, phase: str, done: int, act: Callable[[], None]) -> None:
+    """Every run from now on does this when it comes to a step of a round."""
+    made = build.session
+
+    def session(config, out, listener, *more):
+        def hear(event):
+            if (event.round, event.phase, event.done) == (round, phase, done):
+                act()
+            listener(event)
+
+        return made(config, out, hear, *more)
+
+    monkeypatch.setattr(build, "session", session)
+
+
 def resume(out: Path):
     return launch.resume(out, Console(stderr=True, quiet=True))
 
@@ -91,16 +89,46 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert (other / "report.html").is_file()
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGKILL", -signal.SIGKILL), ("SIGTERM", 130)])
-def test_a_process_stopped_in_round_2_is_resumed_to_the_same_end(stopped, small, whole, tmp_path, name, code):
-    out, found, printed, noted = stopped[name]
-    assert found == code, noted
+def words(small: Path, out: Path) -> list[str]:
+    """The command that `start` stands for."""
+    config = out.with_suffix(".yaml")
+    config.write_text(tiny.write_config(small, rounds=ROUNDS).read_text())
+    return ["run", str(config), "--out", str(out)]
+
+
+def test_a_process_killed_in_round_2_is_resumed_to_the_same_end(small, whole, tmp_path):
+    out = tmp_path / "killed"
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, *words(small, out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert [record["round"] for record in report.read_rounds(out)] == [0, 1]
     assert not (out / "results.json").exists()
-    if name == "SIGTERM":
-        assert printed == ""
-        assert noted.endswith(f"cotune: interrupted. Go on with: cotune resume {out}\n")
-        assert "Traceback" not in noted
+    resume(out)
+    assert_same_end(whole(), out)
+
+
+def test_a_command_terminated_in_round_2_is_resumed_to_the_same_end(
+    small, whole, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "terminated"
+    with monkeypatch.context() as patch:
+        hear_in(patch, 2, "tune", 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(sys, "argv", ["cotune", *words(small, out)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    printed, noted = capsys.readouterr()
+    assert end.value.code == 130
+    assert printed == ""
+    assert noted.endswith(f"cotune: interrupted. Go on with: cotune resume {out}\n")
+    assert "Traceback" not in noted
+    assert [record["round"] for record in report.read_rounds(out)] == [0, 1]
+    assert not (out / "results.json").exists()
     resume(out)
     assert_same_end(whole(), out)
 
@@ -109,25 +137,13 @@ class Stop(Exception):
     """Something that nobody expected."""
 
 
-def stop_in(monkeypatch, round: int, phase: str = "gather", done: int = 3) -> None:
+def stop_in(monkeypatch, round: int, done: int = 3) -> None:
     """Every run from now on ends in `round`, once all clients have done their work."""
-    made = launch_build().session
 
-    def session(config, out, listener, *more):
-        def hear(event):
-            if (event.round, event.phase, event.done) == (round, phase, done):
-                raise Stop("out of luck")
-            listener(event)
+    def stop():
+        raise Stop("out of luck")
 
-        return made(config, out, hear, *more)
-
-    monkeypatch.setattr(launch_build(), "session", session)
-
-
-def launch_build():
-    from cotune import build
-
-    return build
+    hear_in(monkeypatch, round, "gather", done, stop)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +277,7 @@ def test_an_interruption_is_not_taken_for_a_failure_on_its_way(small, tmp_path, 
 
 def test_a_stop_before_anything_is_saved_says_so_and_leaves_no_folder(small, tmp_path, monkeypatch):
     monkeypatch.setattr(session, "run", lambda *_: None)
-    monkeypatch.setattr(launch_build(), "session", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(build, "session", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match="before anything was saved"):
         start(small, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -12,8 +12,13 @@ from cotune.errors import ConfigError
 from cotune.lessons import Tutor
 
 ALLOCATORS = plugins.names("allocator")
-TEACH = {"guard": False, "path_tokens": 12, "probe": 2, "beta": 1.0, "slm_lr": 1e-2, "llm_lr": 1e-2}
+TEACH = {"guard": False, "path_tokens": 6, "probe": 2, "beta": 1.0, "slm_lr": 1e-2, "llm_lr": 1e-2}
 ROLES = ("slm", "llm")
+
+
+def few(small):
+    """Three public items of each source instead of six: most of the time goes into paths about them."""
+    return [{**source, "public_rows": 3} for source in tiny.raw_config(small)["data"]["sources"]]
 
 
 def lines(folder):
@@ -31,20 +36,21 @@ def kept(folder, name):
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
 def test_every_allocator_runs_with_both_hosts(small, tmp_path, allocator):
-    options = {"strategy": "fedcollm", "allocator": allocator, "teach": TEACH}
-    found = tiny.run(small, tmp_path / "a", **options)
+    options = {"allocator": allocator, "teach": TEACH, "data__sources": few(small)}
+    found = tiny.run(small, tmp_path / "a", strategy="fedcollm", **options)
     rounds = lines(tmp_path / "a")
     assert len(rounds) == found["rounds"]
     for line in rounds:
         assert line["llm"]["pairs"] == line["llm_lessons"]
         assert all(0 <= row < line["pool"] for rows in line["wanted"].values() for row in rows)
-    hosted = tiny.run(small, tmp_path / "b", rounds=1, strategy="fedavg", allocator=allocator, teach=TEACH)
+    hosted = tiny.run(small, tmp_path / "b", rounds=1, strategy="fedavg", **options)
     assert {"llm", "slm"} <= hosted["metrics"].keys()
 
 
 def test_lessons_change_both_models(small, tmp_path):
-    tiny.run(small, tmp_path / "plain")
-    tiny.run(small, tmp_path / "taught", allocator="everything", teach=TEACH)
+    options = {"rounds": 1, "data__sources": few(small)}
+    tiny.run(small, tmp_path / "plain", **options)
+    tiny.run(small, tmp_path / "taught", allocator="everything", teach=TEACH, **options)
     plain, taught = adapters(tmp_path / "plain"), adapters(tmp_path / "taught")
     assert all(one != other for one, other in zip(plain, taught, strict=True))
 
@@ -62,7 +68,7 @@ def test_without_a_lesson_it_is_the_plain_run_bit_for_bit(small, tmp_path, how):
 
 
 def test_a_run_stopped_in_the_middle_of_a_round_learns_the_same_filters(small, tmp_path, monkeypatch):
-    options = {"allocator": "lada", "teach": TEACH}
+    options = {"allocator": "lada", "teach": TEACH, "data__sources": few(small)}
     tiny.run(small, tmp_path / "whole", **options)
     teach, calls = Tutor.teach, []
 

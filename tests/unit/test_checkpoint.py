@@ -11,6 +11,7 @@ import pytest
 
 from cotune import checkpoint
 from cotune.checkpoint import Checkpoint, latest, save
+from cotune.codec import encode
 from cotune.errors import ConfigError, RunError
 from cotune.protocols import State
 from cotune.records import Adapter
@@ -41,6 +42,22 @@ def test_what_was_saved_is_found_again(tmp_path):
 def test_a_state_without_adapters_is_found_again(tmp_path):
     save(tmp_path, Checkpoint(1, State(), {}), "print", 2)
     assert latest(tmp_path, "print").state == State()
+
+
+def test_what_gates_have_left_of_teaching_is_found_again(tmp_path):
+    save(tmp_path, Checkpoint(1, state(1).replace(distil=0.125), {}), "print", 2)
+    assert latest(tmp_path, "print").state.distil == 0.125
+
+
+def test_a_checkpoint_from_before_there_were_gates_has_all_of_it(tmp_path, monkeypatch):
+    def without(message):
+        message.facts.pop("distil")
+        return encode(message)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "encode", without)
+        save(tmp_path, Checkpoint(1, state(1).replace(distil=0.125), {}), "print", 2)
+    assert latest(tmp_path, "print").state.distil == 1.0
 
 
 def test_there_is_none(tmp_path):

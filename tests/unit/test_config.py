@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 import tiny
 from cotune import config, plugins, schema
@@ -16,6 +17,7 @@ from cotune.endpoint_settings import PATIENCE
 from cotune.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
+ENDPOINT = {"url": "http://localhost:1/v1", "model": "m"}
 RAW = {
     "llm": {"model": "big"},
     "slm": {"model": "small"},
@@ -70,6 +72,16 @@ def changed(path: str, value) -> dict:
         ("strategy", ".dotted", "strategy: '.dotted' cannot be imported"),
         ("aggregator", "median", "aggregator: 'median' not found; expected one of: mean"),
         ("aggregator", {"name": "mean", "trim": 0.1}, "aggregator.trim: unknown key"),
+        ("audits", ["canary", "likenes"], "audit: 'likenes' not found; expected one of: canary"),
+        ("audits", [{"name": "canary", "fact": 9}], "audits.0.fact: unknown key. Did you mean 'facts'?"),
+        ("audits", [{"name": "canary", "every": 0}], "audits.0.every: input should be greater than 0"),
+        ("auditing.judge", 3, "auditing.judge: input should be a valid dictionary"),
+        ("auditing.judge", {**ENDPOINT, "lenght_key": "x"}, "auditing.judge.lenght_key: unknown key."),
+        ("auditing.mutator", {"url": "localhost", "model": "m"}, "auditing.mutator.url: string should match"),
+        ("auditing.mutator", {"url": "http://x/v1"}, "auditing.mutator.model: missing."),
+        ("gates.factor", 1.0, "gates.factor: input should be less than 1"),
+        ("gates.on_canary", "halt", "gates.on_canary: input should be 'lower', 'stop' or 'off', got 'halt'"),
+        ("gates.on_likeness", "off", "gates.on_likeness: unknown key."),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_place_and_its_cure(path, value, complaint):
@@ -77,6 +89,12 @@ def test_a_mistake_is_named_with_its_place_and_its_cure(path, value, complaint):
         from_dict(changed(path, value), "my.yaml")
     assert complaint in str(caught.value)
     assert str(caught.value).startswith("my.yaml: ")
+
+
+def test_a_mistake_in_a_judge_is_named_once():
+    """Though a judge may be a name as well."""
+    with pytest.raises(ConfigError, match=r"^my.yaml: 1 problem\n  auditing.judge.concurrency: "):
+        from_dict(changed("auditing.judge", {**ENDPOINT, "concurrency": 0}), "my.yaml")
 
 
 def test_all_mistakes_come_at_once():
@@ -189,9 +207,14 @@ def leaves(value, path=()):
         yield path, value
 
 
-TEACHER = {"url": "http://localhost:1/v1", "model": "m"}
+ENDPOINTS = (("teach", "teacher"), ("auditing", "judge"), ("auditing", "mutator"))
 FULL = from_dict(
-    {**changed("llm.shrink", {"layers": 3}), "teach": {"teacher": TEACHER}},
+    {
+        **changed("llm.shrink", {"layers": 3}),
+        "teach": {"teacher": ENDPOINT},
+        "auditing": {"judge": ENDPOINT, "mutator": ENDPOINT, "unrelated": "other"},
+        "gates": {},
+    },
 ).model_dump(mode="json")
 OTHER = {"iid": "dirichlet", "fedcollm": "fedavg"}
 
@@ -200,7 +223,7 @@ def altered(path, value):
     if isinstance(value, bool) or value is None:
         return {"revision": "x", "shrink": {"layers": 2}, "api_key_env": "KEY"}.get(path[-1], not value)
     if isinstance(value, int | float):
-        return value / 2 if path[-1] in ("fraction", "warmup") else value + 1
+        return value / 2 if path[-1] in ("fraction", "warmup", "factor") else value + 1
     return OTHER.get(value, value + "x")
 
 
@@ -212,7 +235,7 @@ def test_the_fingerprint_is_that_of_the_experiment_and_of_nothing_else(path):
         node = node[key]
     if path == ("aggregator", "name"):
         pytest.skip("there is one aggregator")
-    is_speed = path[0] == "runtime" or (path[:2] == ("teach", "teacher") and path[2] in PATIENCE)
+    is_speed = path[0] == "runtime" or (path[:2] in ENDPOINTS and path[2] in PATIENCE)
     if path[0] == "runtime":
         others = {"device": "cpu", "dtype": "float32", "transport": "inprocess", "threads": 2}
         node[path[-1]] = others.get(path[-1], 77)
@@ -229,6 +252,23 @@ def test_the_fingerprint_is_that_of_the_experiment_and_of_nothing_else(path):
 def test_a_plugin_option_changes_the_fingerprint():
     warm = from_dict(changed("strategy", {"name": "fedcollm", "temperature": 2.0}))
     assert fingerprint(warm) != fingerprint(from_dict(RAW))
+
+
+def test_audits_their_options_and_gates_are_part_of_the_experiment():
+    """Canaries are planted, and gates change what is taught."""
+    found = [
+        fingerprint(from_dict({**RAW, "audits": audits, "gates": gates}))
+        for audits in ([], "canary", {"name": "canary", "repeats": 5}, ["canary", "likeness"])
+        for gates in (None, {}, {"factor": 0.25})
+    ]
+    assert len(set(found)) == len(found)
+    same = [fingerprint(from_dict({**RAW, "audits": audits})) for audits in ("canary", ["canary"])]
+    assert same == [found[3], found[3]]
+
+
+def test_a_judge_by_name_and_one_behind_an_endpoint_are_two_experiments():
+    found = [fingerprint(from_dict({**RAW, "auditing": {"judge": judge}})) for judge in ("m", "n", ENDPOINT)]
+    assert len(set(found)) == 3
 
 
 def test_the_schema_covers_every_plugin_option():
@@ -266,7 +306,7 @@ def test_groups_cannot_be_changed():
 def test_every_setting_is_read_somewhere():
     """A key that nothing reads is a promise that nobody keeps."""
     text = "".join(p.read_text() for p in (ROOT / "src" / "cotune").rglob("*.py") if p.name != "config.py")
-    groups = [m for m in vars(config).values() if isinstance(m, type) and issubclass(m, config.Settings)]
+    groups = [m for m in vars(config).values() if isinstance(m, type) and issubclass(m, BaseModel)]
     names = {name for group in groups for name in group.model_fields} - {"name"}
     unread = {name for name in names if f".{name}" not in text and f"{name}=" not in text}
     assert unread == set()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -371,3 +372,16 @@ def test_a_dirichlet_partition_with_nothing_to_mix_is_told(tmp_path: Path) -> No
     assert load({"name": "dirichlet", "clients": 2, "key": "category"}, source).notes == ()
     assert load({"name": "dirichlet", "clients": 1, "key": "task"}, source).notes == ()
     assert load(IID, source).notes == ()
+
+
+def test_further_examples_go_to_one_client_and_change_no_other(tmp_path: Path) -> None:
+    before = load(IID, {"data": write(tmp_path / "a.jsonl", rows(40)), "test_rows": 4, "public_rows": 4})
+    more = [replace(before.public[0], id=f"new-{number}", prompt=f"new {number}") for number in range(3)]
+    after = before.with_more("client-2", more)
+    assert after.train("client-2") == (*before.train("client-2"), *more)
+    assert after.num_train("client-2") == before.num_train("client-2") + 3
+    for client in ("client-1", "client-3"):
+        assert after.train(client) == before.train(client)
+    assert (after.public, after.test, after.clients) == (before.public, before.test, before.clients)
+    assert len(after.with_more("client-2", more[:1]).train("client-2")) == after.num_train("client-2") + 1
+    assert before.num_train("client-2") == len(before.train("client-2"))  # values in, values out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html.parser
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from cotune.page import page_values
 from cotune.report import append_round, render, write_results
 from cotune.selection_page import COLLAPSE_ABOVE, Share, round_ranges, selection_values
+from pages import Tags
 
 EVIL = "</script><img src=x onerror=\"alert('x')\"> & \u2028 '"
 
@@ -59,33 +59,6 @@ def page(folder: Path, results: Mapping[str, Any], rounds: Sequence[Mapping[str,
     (folder / "rounds.jsonl").touch()
     (folder / "config.yaml").write_text("seed: 1\n")
     return render(folder).read_text(encoding="utf-8")
-
-
-class Tags(html.parser.HTMLParser):
-    """Elements and text of a page; fails on one that is closed in the wrong place."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.mark.parametrize("results", [{}, {"selection": None}, {"selection": {}}, {"selection": "no"}])
@@ -157,7 +130,7 @@ def test_hostile_names_and_notes_are_escaped(tmp_path: Path) -> None:
     chosen["clients"] = {EVIL: {"total": 3, "chosen": 1}}
     tags = Tags(page(tmp_path, {"selection": chosen}, [record(0, sat_out=[EVIL])]))
     assert not {"img", "script"} & set(tags.tags)
-    assert tags.text.count(EVIL) == 6
+    assert tags.data.count(EVIL) == 6
 
 
 def test_many_clients_are_collapsed(tmp_path: Path) -> None:

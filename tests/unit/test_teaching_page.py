@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html.parser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from cotune.page import page_values
 from cotune.records import Example, Written
 from cotune.report import append_round, read_rounds, render, write_results
 from cotune.teaching_page import CLIENT_SLOTS, LONG_PATH, Promise, teaching_values
+from pages import Tags
 
 EVIL = "</div></details><script>alert('x')</script><img src=x onerror=\"y\"> & '"
 NOTHING = dict.fromkeys(("scored", "u", "z", "uu", "zz", "uz"), 0.0)
@@ -78,34 +78,6 @@ def values(*lines: Mapping[str, Any], results: Mapping[str, Any] | None = None) 
     found = teaching_values(results or {}, rounds)
     assert found is not None
     return found
-
-
-class Tags(html.parser.HTMLParser):
-    """Elements and text of a page; fails on one that is closed in the wrong place."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(text)
-        self.close()
-        assert self.open == []
-        self.text = " ".join(self.text.split())
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def page(folder: Path, rounds: Sequence[Mapping[str, Any]], results: Mapping[str, Any] | None = None) -> Tags:

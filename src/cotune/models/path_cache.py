@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 
 from cotune.errors import Paused, RunError
 from cotune.models.kept import Kept
 from cotune.pool import Writer
 from cotune.records import Keep, Progress, Sampling, Written, silent, whole
+
+FLUSH_SECONDS = 0.5
+"""Longest time that a text which is there is not on disk yet; each writing costs about a hundredth of a
+second, which is much where an endpoint answers a hundred times a second."""
 
 
 class PathCache:
@@ -42,7 +47,7 @@ def path_key(fingerprint: str, prompt: str, sampling: Sampling) -> bytes:
 class CachedWriter:
     """See `cotune.pool.Writer`: another writer, asked only for what is not in the cache, and once.
 
-    A text is kept as soon as it is there, so that what a stopped run has written is found by the next one. An
+    A text is kept at once or soon after, so that what a stopped run has written is found by the next one. An
     empty text is no path: it is not kept, and asked for again. `progress` hears how many texts are there.
     """
 
@@ -63,24 +68,31 @@ class CachedWriter:
         """
         fingerprint = self.writer.fingerprint
         keys = [path_key(fingerprint, prompt, sampling) for prompt in prompts]
-        asked = dict(zip(keys, prompts, strict=True))
-        found = self.cache.get(list(asked))
-        missing = [key for key in asked if key not in found]
+        rows: dict[bytes, list[int]] = {}
+        for row, key in enumerate(keys):
+            rows.setdefault(key, []).append(row)
+        found = self.cache.get(list(rows))
+        missing = [key for key in rows if key not in found]
+        basket, done = _Basket(self.cache), 0
 
         def tell(some: Mapping[bytes, Written]) -> None:
-            self.progress("write", sum(key in found for key in keys), len(keys))
+            nonlocal done
+            done += sum(len(rows[key]) for key in some)
+            self.progress("write", done, len(keys))
             if keep and some:
-                keep({row: some[key] for row, key in enumerate(keys) if key in some})
+                keep({row: written for key, written in some.items() for row in rows[key]})
 
         def store(new: Mapping[int, Written]) -> None:
             fresh = {missing[number]: written for number, written in new.items()}
-            self.cache.put({key: written for key, written in fresh.items() if written.text})
+            basket.add(fresh)
             found.update(fresh)
             tell(fresh)
 
         tell(dict(found))
+        asked = [prompts[rows[key][0]] for key in missing]
         try:
-            new = self.writer.write([asked[key] for key in missing], sampling, store) if missing else []
+            with basket:
+                new = self.writer.write(asked, sampling, store) if missing else []
         except RunError as error:
             num_kept = sum(key in found and bool(found[key].text) for key in keys)
             raise Paused(
@@ -89,6 +101,33 @@ class CachedWriter:
             ) from error
         found |= zip(missing, new, strict=True)
         return [found[key] for key in keys]
+
+
+@dataclass(slots=True)
+class _Basket:
+    """Texts on their way to the disk: written together now and then, and however the writing ends."""
+
+    cache: PathCache
+    texts: dict[bytes, Written] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
+
+    def __enter__(self) -> _Basket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.empty()
+
+    def add(self, new: Mapping[bytes, Written]) -> None:
+        """Take texts that can be used."""
+        self.texts |= {key: written for key, written in new.items() if written.text}
+        if time.monotonic() - self.since >= FLUSH_SECONDS:
+            self.empty()
+
+    def empty(self) -> None:
+        """Keep them on disk."""
+        if self.texts:
+            self.cache.put(self.texts)
+        self.texts, self.since = {}, time.monotonic()
 
 
 def _decoded(value: bytes) -> Written | None:

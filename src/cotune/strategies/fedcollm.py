@@ -8,6 +8,7 @@ divergence, clients that never receive the co-tuned adapter) the paper is follow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 TRAINS = frozenset({"slm", "llm"})
 TEACHABLE = True
 """Clients tune the adapter that they are sent, so they can be taught before it."""
+DISTILS = True
+"""Its models teach each other, which a gate may lower."""
 
 
 class Config(PluginConfig):
@@ -92,9 +95,8 @@ class FedCoLLM:
         batches = self.llm.batches(self.public, self.config.public_epochs, round.rng("public"))
         if not batches:
             return state, {}
-        mutual = Mutual(
-            self.llm, self.slm, self.divergence, (state.llm, state.slm), (len(batches), round.span)
-        )
+        how = replace(self.divergence, weight=self.divergence.weight * state.distil)
+        mutual = Mutual(self.llm, self.slm, how, (state.llm, state.slm), (len(batches), round.span))
         for step, batch in enumerate(batches):
             losses = mutual.step(batch)
             tokens = losses.pop("tokens")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 
 TRAINS = frozenset({"slm"})
+SHARES = False
+"""Clients keep what they learn, so that the server has no model that could be audited."""
 
 
 class Config(PluginConfig):

@@ -27,6 +27,8 @@ from cotune.records import Adapter, Example, Round, Sampling
 TRAINS = frozenset({"slm"})
 TEACHABLE = False
 """It is what teaching by an allocator is compared with."""
+DISTILS = True
+"""The SLM learns from rationales, which a gate may lower."""
 
 
 class Config(PluginConfig):
@@ -70,7 +72,7 @@ class StepByStep:
         gathered = verbs.gather("tune", state.slm, round)
         if gathered.adapter is None:
             return state, {}
-        slm, losses = self.distil(gathered.adapter, round, verbs)
+        slm, losses = self.distil(gathered.adapter, round, verbs, state.distil)
         return state.replace(slm=slm), {**gathered.losses, **losses}
 
     def client_step(
@@ -84,11 +86,17 @@ class StepByStep:
             for tuned, client in zip(done, clients, strict=True)
         ]
 
-    def distil(self, start: Adapter, round: Round, verbs: Verbs) -> tuple[Adapter, Mapping[str, float]]:
-        """Both tasks of each public batch in one step; the adapter after it, and mean losses by task."""
+    def distil(
+        self, start: Adapter, round: Round, verbs: Verbs, share: float = 1.0
+    ) -> tuple[Adapter, Mapping[str, float]]:
+        """Both tasks of each public batch in one step; the adapter after it, and mean losses by task.
+
+        `share` is how much of the rationales' weight the gates have left.
+        """
         from cotune.models.two_tasks import Balance, TwoTasks, with_a_task
 
-        balance = Balance(self.config.weight, self.config.public_lr)
+        label = self.config.weight + (1 - share) * (1 - self.config.weight)
+        balance = Balance(label, self.config.public_lr)
         examples = with_a_task(self.slm, self.reasoned(round, verbs), balance)
         batches = self.slm.batches(examples, self.config.public_epochs, round.rng("public"))
         if not batches:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import cache
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -180,17 +182,28 @@ def test_an_end_token_is_counted_and_not_shown() -> None:
     assert write(lm, ["A"], tokens=100, sampling=Sampling(8)) == [Written("", 1, 1, True)]
 
 
-def ending(lm: CausalLM, prompts: list[str]) -> CausalLM:
-    """The model ends at some of the tokens that it would write often, so that its texts have many lengths."""
-    texts = [tokens_by_hand(lm, prompt, 24) for prompt in prompts]
-    counts = Counter(token for text in texts for token in text[1:])
-    firsts = {text[0] for text in texts}
-    lm.model.generation_config.eos_token_id = [t for t, _ in counts.most_common() if t not in firsts][:4]
-    return lm
-
-
 STARTS = ("fox", "an owl in a barn", "Q: a hen or a cow?")
 MANY = [f"{start} {number}" for number in range(8) for start in STARTS]
+
+
+@cache
+def many_by_hand(kind: Any) -> list[list[int]]:
+    """What a model writes after each of `MANY`, one prompt at a time, without padding, cache or batch."""
+    lm = tiny(kind=kind)
+    return [tokens_by_hand(lm, prompt, 24) for prompt in MANY]
+
+
+def ending(kind: Any = LlamaForCausalLM) -> tuple[CausalLM, list[str]]:
+    """A model that ends at some of the tokens it would write often, so that its texts have many lengths.
+
+    And its texts after `MANY`, by hand: the likeliest tokens up to the first that ends it.
+    """
+    lm, tokens = tiny(kind=kind), many_by_hand(kind)
+    counts = Counter(token for text in tokens for token in text[1:])
+    firsts = {text[0] for text in tokens}
+    lm.model.generation_config.eos_token_id = [t for t, _ in counts.most_common() if t not in firsts][:4]
+    cut = [list(takewhile(lambda token: token not in _end_ids(lm), text)) for text in tokens]
+    return lm, [str(lm.tokenizer.decode(text, skip_special_tokens=True)) for text in cut]
 
 
 @pytest.mark.parametrize("share", [1, 8])
@@ -198,8 +211,8 @@ MANY = [f"{start} {number}" for number in range(8) for start in STARTS]
 def test_rows_that_leave_their_batch_change_no_text(
     share: int, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against one prompt at a time, without padding, cache or batch. Texts outgrow the window of 6 tokens."""
-    lm = ending(tiny(kind=kind), MANY)
+    """Against one prompt at a time. Texts outgrow the window of 6 tokens."""
+    lm, expected = ending(kind)
     monkeypatch.setattr(generation, "_SHARE", share)
     sizes: list[int] = []
     lm.model.base_model.register_forward_pre_hook(
@@ -210,18 +223,17 @@ def test_rows_that_leave_their_batch_change_no_text(
     assert sizes[0] == len(MANY)
     assert (min(sizes) < len(MANY)) == (share > 1)
     assert sorted(sizes, reverse=True) == sizes
-    assert [written.text for written in found] == [greedy_by_hand(lm, prompt, 24) for prompt in MANY]
+    assert [written.text for written in found] == expected
 
 
 def test_a_model_with_another_cache_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = ending(tiny(), MANY)
-    expected = generate(lm, MANY, tokens=10_000, sampling=Sampling(24))
+    lm, expected = ending()
     monkeypatch.setattr(generation, "_selectable", lambda _cache: None)
     assert generate(lm, MANY, tokens=10_000, sampling=Sampling(24)) == expected
 
 
 def test_texts_are_told_as_they_end() -> None:
-    lm = ending(tiny(), MANY)
+    lm, _ = ending()
     told: list[dict[int, Written]] = []
     found = write(lm, MANY, tokens=600, sampling=Sampling(24), keep=told.append)
     assert len(told) > 4
@@ -231,7 +243,7 @@ def test_texts_are_told_as_they_end() -> None:
 
 
 def test_a_sampled_text_does_not_depend_on_who_left() -> None:
-    lm, how = ending(tiny(), MANY), Sampling(24, 1.0, 0.95, seed=4)
+    (lm, _), how = ending(), Sampling(24, 1.0, 0.95, seed=4)
     whole = write(lm, MANY, tokens=10_000, sampling=how)
     assert whole == [write(lm, [prompt], tokens=1, sampling=how)[0] for prompt in MANY]
 

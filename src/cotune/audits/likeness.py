@@ -1,0 +1,269 @@
+"""How alike are the student's answers and the reference's, by measures that need no judge.
+
+Origin: measures of `cotune.likeness`, after Lee et al. 2025, https://arxiv.org/abs/2501.12619, who report two
+such ones beside RSE. Each is the unweighted mean of the means of the prompt sets, raw and calibrated by two
+anchors: upper, the reference against itself; lower, an unrelated model against the reference or, without one,
+the reference's answers to other prompts against its own. `likeness.mean` is the mean of the calibrated
+measures: 0 as alike as strangers, 1 as alike as a model and itself. It is a number of its own, not RSE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from cotune.audit_settings import AuditConfig
+from cotune.cast import Cast, cast
+from cotune.examined import Estimate, Subject
+from cotune.intervals import difference_p, estimate, redrawn_set_means, set_means
+from cotune.likeness import PROXIES, calibrated, embedding_f, sentences, strangers
+from cotune.records import Array, Facts, Sampling, derived_rng, whole
+
+LOWER, UPPER, STUDENT, BASELINE = range(4)
+"""Columns of what is measured at a prompt; without a baseline the last one is not there."""
+EXAMPLES = 2
+"""Kept at each end."""
+CUT = 600
+"""Characters of an example's answer that are kept."""
+
+Pairs = Sequence[Sequence[tuple[str, str]]]
+"""The two texts to compare at each prompt, by column."""
+
+
+class Config(AuditConfig):
+    """Options of the audit."""
+
+    limit: int = Field(24, gt=0, description="prompts of each set, from its beginning")
+    max_new_tokens: int = Field(128, gt=0, description="tokens of an answer, at most")
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The prompts of all sets in one row, the number of each set's prompts, and each role's answers."""
+
+    prompts: Sequence[str]
+    sizes: Mapping[str, int]
+    by_role: Mapping[str, Sequence[str]]
+
+    def by_set(self, rows: Array) -> list[Array]:
+        """Values at all prompts, [prompts, ...], as one array a set."""
+        return np.split(rows, np.cumsum(list(self.sizes.values()))[:-1])
+
+    def weighted(self, rows: Array) -> Array:
+        """Values [prompts] such that their plain mean is the mean of the set means."""
+        sizes = np.array(list(self.sizes.values()))
+        found: Array = rows * np.repeat(sizes.sum() / (len(sizes) * sizes), sizes)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """Means of set means [..., columns] as they are, `value`, and over the prompts drawn anew, `draws`."""
+
+    value: Array
+    draws: Array
+    n: int
+
+    def of(self, *place: int) -> Estimate:
+        """One of them with its interval."""
+        return estimate(float(self.value[place]), np.moveaxis(self.draws, 0, -1)[place], self.n)
+
+    def calibrated(self) -> Means:
+        """Student and baseline between the two anchors; NaN where these coincide."""
+        value, draws = (
+            calibrated(x[..., STUDENT:], x[..., LOWER, None], x[..., UPPER, None])
+            for x in (self.value, self.draws)
+        )
+        return Means(value, draws, self.n)
+
+
+class Likeness:
+    """The audit."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def observe(self, subject: Subject) -> Facts:
+        """`mean` and `proxies` hold each number of student, baseline and anchors; `examples` four prompts.
+
+        Raises:
+            ConfigError: there is no student or no reference.
+        """
+        parts = cast(subject.roles)
+        answered = self._answered(subject, parts)
+        pairs = _pairs(answered, parts, derived_rng(subject.seed, "likeness", "strangers"))
+        names, rows = _measured(subject, pairs)
+        found = _found(answered, names, rows, derived_rng(subject.seed, "likeness", "draws"))
+        return {
+            **found,
+            "summary": _summary(found),
+            "warnings": _warnings(answered, found),
+            "cast": asdict(parts),
+            "anchor": "unrelated model" if parts.unrelated else "other prompts",
+            "sets": dict(answered.sizes),
+            "examples": _examples(answered, parts, names, rows),
+        }
+
+    def _answered(self, subject: Subject, parts: Cast) -> Answered:
+        sets = {
+            name: list(dict.fromkeys(prompts))[: self.config.limit]
+            for name, prompts in subject.prompt_sets.items()
+        }
+        prompts = list(chain.from_iterable(sets.values()))
+        sampling = Sampling(max_new_tokens=self.config.max_new_tokens)
+        roles = (parts.reference, parts.student, parts.baseline, parts.unrelated)
+        by_role = {
+            role: [written.text for written in subject.answers(role, prompts, sampling)]
+            for role in roles
+            if role is not None
+        }
+        return Answered(prompts, {name: len(chosen) for name, chosen in sets.items()}, by_role)
+
+
+def _pairs(answered: Answered, parts: Cast, rng: np.random.Generator) -> Pairs:
+    reference = answered.by_role[parts.reference]
+    if parts.unrelated:
+        lower = answered.by_role[parts.unrelated]
+    else:
+        lower = [reference[row] for row in strangers(list(answered.sizes.values()), rng)]
+    columns = [lower, reference, answered.by_role[parts.student]]
+    if parts.baseline:
+        columns.append(answered.by_role[parts.baseline])
+    return [list(zip(answers, reference, strict=True)) for answers in columns]
+
+
+def _measured(subject: Subject, pairs: Pairs) -> tuple[list[str], Array]:
+    """Names of the measures, and each of them at each prompt, [prompts, measures, columns]."""
+    vectors = _vectors(subject, pairs)
+    names = [*PROXIES, *(["embedding_f"] if vectors is not None else [])]
+    n = len(pairs[UPPER])
+    rows = np.empty((n, len(names), len(pairs)))
+    for row in range(n):
+        for column, texts in enumerate(pairs):
+            a, b = texts[row]
+            values = [proxy(a, b) for proxy in PROXIES.values()]
+            rows[row, :, column] = (
+                values if vectors is None else [*values, embedding_f(vectors[a], vectors[b])]
+            )
+        subject.tell("comparing answers", row + 1, n)
+    return names, rows
+
+
+def _vectors(subject: Subject, pairs: Pairs) -> dict[str, Array] | None:
+    """Of the sentences of each answer, [sentences, d]; None: there is no encoder."""
+    answers = dict.fromkeys(chain.from_iterable(chain.from_iterable(pairs)))
+    split = {answer: sentences(answer) for answer in answers}
+    different = list(dict.fromkeys(chain.from_iterable(split.values())))
+    if not different:
+        return {answer: np.empty((0, 1), np.float32) for answer in answers}
+    vectors = subject.embed(different)
+    if vectors is None:
+        return None
+    place = {sentence: row for row, sentence in enumerate(different)}
+    return {answer: vectors[[place[part] for part in parts]] for answer, parts in split.items()}
+
+
+def _found(answered: Answered, names: Sequence[str], rows: Array, rng: np.random.Generator) -> dict[str, Any]:
+    """`mean` and `proxies`."""
+    n, flat = len(rows), rows.reshape(len(rows), -1)
+    draws = redrawn_set_means(answered.by_set(flat), rng).reshape(-1, *rows.shape[1:])
+    raw = Means(set_means(answered.by_set(rows)), draws, n)
+    scaled = raw.calibrated()
+    proxies = {name: _proxy(answered, raw, scaled, rows, place, rng) for place, name in enumerate(names)}
+    usable = ~np.isnan(scaled.value[:, 0])
+    if not usable.any():
+        nothing = Estimate(None, None, None, n).as_facts()
+        return {"mean": {"student": nothing}, "proxies": proxies}
+    mean = Means(scaled.value[usable].mean(axis=0), scaled.draws[:, usable].mean(axis=1), n)
+    spans = raw.value[usable, UPPER] - raw.value[usable, LOWER]
+    between = (rows[:, usable, STUDENT:] / spans[:, None]).mean(axis=1)
+    return {"mean": _mean(answered, mean, between, rng), "proxies": proxies}
+
+
+def _proxy(
+    answered: Answered, raw: Means, scaled: Means, rows: Array, place: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """One measure: its anchors, and student and baseline raw and calibrated."""
+    facts: dict[str, Any] = {
+        "lower": raw.of(place, LOWER).as_facts(),
+        "upper": raw.of(place, UPPER).as_facts(),
+        "calibrated": scaled.of(place, 0).as_facts(),
+    }
+    one = Means(raw.value[place, STUDENT:], raw.draws[:, place, STUDENT:], raw.n)
+    facts |= _mean(answered, one, rows[:, place, STUDENT:], rng)
+    if "baseline" in facts:
+        facts["baseline_calibrated"] = scaled.of(place, 1).as_facts()
+    return facts
+
+
+def _mean(answered: Answered, means: Means, rows: Array, rng: np.random.Generator) -> dict[str, Any]:
+    """Student and, if there is one, baseline, and what the first gained on the second.
+
+    rows: [prompts, 1 or 2], values of which only the differences matter.
+    """
+    facts: dict[str, Any] = {"student": means.of(0).as_facts()}
+    if rows.shape[1] == 1:
+        return facts
+    gain = Means(means.value[:1] - means.value[1:], means.draws[:, :1] - means.draws[:, 1:], means.n)
+    student, baseline = (answered.weighted(rows[:, column]) for column in range(2))
+    return {
+        **facts,
+        "baseline": means.of(1).as_facts(),
+        "gain": gain.of(0).as_facts(),
+        "gain_p": difference_p(student, baseline, rng),
+    }
+
+
+def _summary(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers by name: `likeness.mean`, `likeness.mean.gain`, `likeness.structure.calibrated`, ..."""
+    summary = {}
+    for name, facts in [("mean", found["mean"]), *found["proxies"].items()]:
+        summary[f"likeness.{name}"] = facts["student"]
+        for part in ("calibrated", "baseline", "gain"):
+            if part in facts:
+                summary[f"likeness.{name}.{part}"] = facts[part]
+    return summary
+
+
+def _warnings(answered: Answered, found: Mapping[str, Any]) -> list[str]:
+    warnings = []
+    for role, texts in answered.by_role.items():
+        empty = sum(not text.strip() for text in texts)
+        if empty:
+            warnings.append(
+                f"{empty} of {len(texts)} answers of {role} are empty; two empty answers count as alike."
+            )
+    if "embedding_f" not in found["proxies"]:
+        warnings.append("There is no sentence encoder on this machine: embedding_f is left out of the mean.")
+    flat = [name for name, facts in found["proxies"].items() if facts["calibrated"]["value"] is None]
+    if flat:
+        warnings.append(
+            f"The two anchors coincide for {', '.join(flat)}: no calibrated value, and left out of the mean. "
+            f"More prompts, or an unrelated model, set them apart."
+        )
+    return warnings
+
+
+def _examples(answered: Answered, parts: Cast, names: Sequence[str], rows: Array) -> list[dict[str, Any]]:
+    """The prompts at which student and reference are least and most alike by the mean of the raw measures."""
+    order = np.argsort(rows[:, :, STUDENT].mean(axis=1), kind="stable").tolist()
+    ends = dict.fromkeys([*order[:EXAMPLES], *order[-EXAMPLES:]])
+    return [
+        {
+            "prompt": whole(answered.prompts[row])[:CUT],
+            "student": whole(answered.by_role[parts.student][row])[:CUT],
+            "reference": whole(answered.by_role[parts.reference][row])[:CUT],
+            "values": dict(zip(names, rows[row, :, STUDENT].tolist(), strict=True)),
+        }
+        for row in ends
+    ]
+
+
+def build(config: Config) -> Likeness:
+    """The audit."""
+    return Likeness(config)
