@@ -104,7 +104,9 @@ class Stage:
     def tuned(self, examples: list[Example], start: Adapter, seed: int) -> list[Adapter]:
         """The adapter after each epoch."""
         found, epochs = [], self.options.epochs
-        how = TuneConfig(epochs=1, batch_size=8, lr=self.options.lr, max_length=256, weight_decay=0.0)
+        how = TuneConfig(
+            epochs=1, batch_size=8, lr=self.options.lr, max_length=256, weight_decay=0.0, warmup=0.3
+        )
         for epoch in range(epochs):
             rng = derived_rng(seed, "tune", str(epoch))
             span = (epoch / epochs, (epoch + 1) / epochs)

@@ -9,7 +9,6 @@ from pydantic import Discriminator, Field, Tag
 from cotune.endpoint_settings import EndpointSettings
 from cotune.plugins import PluginConfig
 
-
 NAME, ENDPOINT = "a name", "an endpoint"
 
 

@@ -242,7 +242,7 @@ def test_the_untuned_student_is_the_baseline(question, small, tuned, tmp_path):
     named = run(question(student=tuned, baseline=small / "slm"), tmp_path / "named")
     untuned = run(question(student=tuned, baseline="untuned"), tmp_path / "untuned")
     assert untuned["audits"] == named["audits"]
-    assert untuned["models"]["baseline"] == {"name": str(small / "slm")}
+    assert untuned["models"]["baseline"] == {"name": f"{tuned}, without its adapter"}
     facts = untuned["audits"]["likeness"]
     bare = run(question(), tmp_path / "bare")["audits"]["likeness"]
     assert facts["mean"]["baseline"]["value"] == bare["mean"]["student"]["value"]

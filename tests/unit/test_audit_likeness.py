@@ -105,8 +105,9 @@ def test_values_are_unweighted_means_of_set_means_between_the_anchors():
     assert facts["student"]["value"] == pytest.approx(raw)
     assert facts["lower"]["value"] == pytest.approx(lower)
     assert facts["calibrated"]["value"] == pytest.approx((raw - lower) / (1 - lower))
-    used = [one["calibrated"]["value"] for one in found["proxies"].values() if one["calibrated"]["value"]]
-    assert found["summary"]["likeness.mean"]["value"] == pytest.approx(sum(used) / len(used))
+    used = [one for one in found["proxies"].values() if one["calibrated"]["value"] is not None]
+    raw, lower, upper = (sum(one[part]["value"] for one in used) for part in ("student", "lower", "upper"))
+    assert found["summary"]["likeness.mean"]["value"] == pytest.approx((raw - lower) / (upper - lower))
     assert found["sets"] == {"stories": 20, "facts": 7}
 
 

@@ -76,11 +76,13 @@ def test_a_line_a_number_and_where_the_page_is(tmp_path):
         "x": estimate(*[None] * 4),
     }
     found = {"audits": {"rse": {"summary": summary, "warnings": ["two answers are empty"]}}}
-    assert lines(found, tmp_path) == [
-        "rse              overall                      3.500  (3.250 to 3.750)  n 72",
-        "rse              gain                         0.500  n 9",
-        "rse              x                            none",
-        "rse              warning: two answers are empty",
+    made = lines(found, tmp_path)
+    assert len({line.index(word) for line, word in zip(made, ("3.5", "0.5", "none"), strict=False)}) == 1
+    assert [" ".join(line.split()) for line in made] == [
+        "rse overall 3.500 (3.250 to 3.750) n 72",
+        "rse gain 0.500 n 9",
+        "rse x none",
+        "rse warning: two answers are empty",
         str(tmp_path / "audit.html"),
     ]
 

@@ -3,8 +3,9 @@
 Origin: measures of `cotune.likeness`, after Lee et al. 2025, https://arxiv.org/abs/2501.12619, who report two
 such ones beside RSE. Each is the unweighted mean of the means of the prompt sets, raw and calibrated by two
 anchors: upper, the reference against itself; lower, an unrelated model against the reference or, without one,
-the reference's answers to other prompts against its own. `likeness.mean` is the mean of the calibrated
-measures: 0 as alike as strangers, 1 as alike as a model and itself. It is a number of its own, not RSE.
+the reference's answers to other prompts against its own. `likeness.mean` is the mean of the measures between
+the means of their anchors, so that one with a narrow span adds no more noise than another: 0 as alike as
+strangers, 1 as alike as a model and itself. It is a number of its own, not RSE.
 """
 
 from __future__ import annotations
@@ -179,10 +180,9 @@ def _found(answered: Answered, names: Sequence[str], rows: Array, rng: np.random
     if not usable.any():
         nothing = Estimate(None, None, None, n).as_facts()
         return {"mean": {"student": nothing}, "proxies": proxies}
-    mean = Means(scaled.value[usable].mean(axis=0), scaled.draws[:, usable].mean(axis=1), n)
-    spans = raw.value[usable, UPPER] - raw.value[usable, LOWER]
-    between = (rows[:, usable, STUDENT:] / spans[:, None]).mean(axis=1)
-    return {"mean": _mean(answered, mean, between, rng), "proxies": proxies}
+    value, draws = raw.value[usable].mean(axis=0), raw.draws[:, usable].mean(axis=1)
+    mean = Means(value, draws, n).calibrated()  # pooled: a measure with a narrow span adds no more noise
+    return {"mean": _mean(answered, mean, rows[:, usable, STUDENT:].mean(axis=1), rng), "proxies": proxies}
 
 
 def _proxy(
