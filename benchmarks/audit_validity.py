@@ -93,7 +93,10 @@ class Stage:
         human = [
             _example(f"h{i}", p, row["output"]) for i, (p, row) in enumerate(zip(prompts, rows, strict=True))
         ]
-        taught = [_example(f"t{i}", p, w.text) for i, (p, w) in enumerate(zip(prompts, written, strict=True))]
+        taught = [
+            _example(f"t{i}", p, w.text, w.finished)
+            for i, (p, w) in enumerate(zip(prompts, written, strict=True))
+        ]
         fresh = self.stack.fresh(derived_rng(seed, "adapter"))
         baseline = self.tuned(human, fresh, seed)[-1]
         return [
@@ -150,8 +153,9 @@ class Stage:
         return found
 
 
-def _example(name: str, prompt: str, answer: str) -> Example:
-    return Example(id=name, prompt=prompt, completion=answer)
+def _example(name: str, prompt: str, answer: str, has_end: bool = True) -> Example:
+    """An answer that the length cap cut is trained on without an end, as choices are."""
+    return Example(id=name, prompt=prompt, completion=answer, choices=() if has_end else (answer,))
 
 
 def _short(estimate: dict[str, Any]) -> list[float | None]:

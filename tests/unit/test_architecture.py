@@ -41,6 +41,9 @@ LAYERS = (
     ("tasks", "reasoning", "rows"),
     ("config", "mistakes", "overrides", "endpoint_settings", "audit_settings", "plugins", "codec"),
     ("protocols", "pool", "examined"),
+    ("secure_client", "secure_server"),
+    ("secure_messages",),
+    ("fixed_point", "masks", "shamir", "neighbours"),
     ("records", "errors", "memory", "scrub"),
 )
 """Top first: a module imports from its own layer or from one below. See docs: dependencies point one way."""
@@ -57,6 +60,7 @@ ROOMS = {
     "huggingface_hub": ("models",),
     "httpx2": ("models",),
     "safetensors": ("models", "codec"),
+    "cryptography": ("masks", "secure_messages", "secure_client"),
     "torch": ("models", "losses", "build", "doctor", "records", "strategies"),
     "flwr": ("transports",),
     "datasets": ("sources",),
