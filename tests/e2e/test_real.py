@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from test_resume import STOPS
+from test_resume import KILLED
 from transformers import AutoModelForCausalLM
 
 from cotune import config, data, fleet, report
@@ -38,7 +38,7 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("real")
     words = ["run", str(QUICKSTART), *sets(ROWS), "--out"]
     cotune(*words, str(folder / "whole"))
-    cotune(*words, str(folder / "killed"), code=-9, program=("-c", STOPS.format(name="SIGKILL")))
+    cotune(*words, str(folder / "killed"), code=-9, program=("-c", KILLED))
     cotune("resume", str(folder / "killed"))
     return folder / "whole", folder / "killed"
 
