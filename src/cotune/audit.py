@@ -79,6 +79,11 @@ def _refuse_without(asked: Question, spec: Mapping[str, Any]) -> None:
             "--audits rse: nobody judges. Name a model or an endpoint that is not under test (--judge), or "
             "take likeness, which needs none"
         )
+    if name == "canary" and spec.get("seed") is None:
+        raise ConfigError(
+            "--audits canary: which facts were planted? --set canary.seed=SEED of the run, and canary.facts, "
+            "canary.shape as in its configuration. Nothing is planted here"
+        )
     needed = {"ice": ("identity",), "membership": ("members", "non_members")}.get(name, ())
     for key in needed:
         if not spec.get(key):
@@ -148,6 +153,9 @@ def run(asked: Question, out: Path, note: Note, progress: Progress) -> dict[str,
     found = subject(asked, note, progress)
     named = fingerprint(asked, found)
     _claim(asked, named, out)
+    found.own = out
+    if found.judge:  # its answers too are kept in the folder
+        appoint(found, found.judge.name)
     record = _begun(asked, named, found, out)
     before = record["cost"]
     for name, audit in audits.items():

@@ -189,10 +189,17 @@ def _vectors(
     if how.mode != "shared_basis":
         return None
     reader = scene.reader(how.model)
+    centres = [
+        sent
+        for model, sent in heard.centres
+        if model == reader.fingerprint and sent.shape[1] == how.dimensions
+    ]
+    if not centres:  # of other families, whose basis is another one
+        return None
     reader.mount(asked.slm if asked and how.model == SLM else None)
     texts = [[e.prompt + e.completion for e in half] for half in (found[1].planted, found[1].controls)]
     features = [reader.features(half, how.dimensions, how.seed) for half in texts]
     reader.mount(None)
     if how.noise:
         features = [np.tanh(half) for half in features]
-    return {spec.name: CrossedVectors(np.concatenate(heard.centres), *features)}
+    return {spec.name: CrossedVectors(np.concatenate(centres), *features)}

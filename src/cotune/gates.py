@@ -93,16 +93,19 @@ def _similarity(observed: Sequence[Mapping[str, Any]], config: GatesConfig) -> D
 
 
 def _identity(observed: Sequence[Mapping[str, Any]], config: GatesConfig) -> Decision | None:
-    """More answers in which the student claims somebody else's identity."""
+    """More answers in which the student claims somebody else's identity, or the first ones unprompted."""
     seen = _measured(observed, "ice", "strict")
     if config.on_identity == "off" or len(seen) < 2:
         return None
     first, last = seen[0][0], seen[-1][0]
-    if last - first <= config.identity:
+    hard = [value for value, _ in _measured(observed, "ice", "hard")]
+    is_new = bool(hard) and hard[0] == 0 < hard[-1]
+    if last - first <= config.identity and not is_new:
         return None
     reason = (
-        f"the strict share of ICE grew from {first:.3f} to {last:.3f} (limit +{config.identity:.3f}): the "
-        "student claims to be another model"
+        f"the strict share of ICE grew from {first:.3f} to {last:.3f} (limit +{config.identity:.3f})"
+        + (f", {hard[-1]:.3f} of it unprompted where there was none" if is_new else "")
+        + ": the student claims to be another model"
     )
     return Decision(
         "identity", config.on_identity, reason, {"first": first, "last": last, "growth": last - first}
@@ -118,14 +121,25 @@ def _canary(observed: Sequence[Mapping[str, Any]], config: GatesConfig) -> Decis
     if not new:
         return None
     recalls = {role: _value(observed[-1], "canary", f"recall {role}") for role in new}
-    told = ", ".join(f"{role} (recall {recalls[role]})" for role in new)
+    known = {role: "" if value is None else f" (recall {value:.2f})" for role, value in recalls.items()}
+    told = ", ".join(f"{role}{known[role]}" for role in new)
     numbers = {role: value for role, value in recalls.items() if value is not None}
     return Decision("canary", config.on_canary, f"planted facts leaked into {told}", numbers)
 
 
 def _leaks(record: Mapping[str, Any]) -> Mapping[str, bool]:
-    found = record["audits"].get("canary", {}).get("leaks", {})
-    return found if isinstance(found, Mapping) else {}
+    """By model, and by channel for what crossed in the clear."""
+    audit = record["audits"].get("canary", {})
+    found = dict(audit.get("leaks") or {})
+    for kind, channels in (audit.get("channels") or {}).items():
+        if kind == "adapters" or not isinstance(channels, Mapping):
+            continue  # adapters are the models' own leaks
+        found |= {
+            f"{kind} {name}": bool(seen.get("leaks"))
+            for name, seen in channels.items()
+            if isinstance(seen, Mapping)
+        }
+    return found
 
 
 def _measured(

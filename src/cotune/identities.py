@@ -101,9 +101,13 @@ class Identity:
 
     def __post_init__(self) -> None:
         words = (self.name, self.maker, *self.aliases)
-        mine = {name for name, spelt in self.others.items() if _is_own((name, *spelt), words)}
-        kept = {name: spelt for name, spelt in self.others.items() if name not in mine}
-        more = [word for name in self.others if name in mine for word in (name, *self.others[name])]
+        kept: dict[str, tuple[str, ...]] = {}
+        more: list[str] = []
+        for name, spelt in self.others.items():
+            mine = _own_of(name, spelt, words)
+            more += mine
+            if name not in mine:
+                kept[name] = tuple(word for word in spelt if word not in mine)
         object.__setattr__(self, "others", kept)
         object.__setattr__(self, "own", tuple(dict.fromkeys((*words, *more))))
 
@@ -166,6 +170,17 @@ def _spelling(word: str) -> str:
     if word.casefold() not in ORDINARY:
         return "(?i:" + r"[\s-]?".join(parts) + ")"
     return "(?:" + r"[\s-]?".join(parts) + "|" + r"[\s-]?".join(part.upper() for part in parts) + ")"
+
+
+def _own_of(name: str, spelt: tuple[str, ...], words: Iterable[str]) -> tuple[str, ...]:
+    """Which spellings of an identity are a model's own: all if its name is, else those that match.
+
+    `Qwen2.5` by Alibaba is Qwen under every spelling; `GPT-Neo` by EleutherAI shares GPT with ChatGPT, and
+    is not ChatGPT. Who is both says so in `aliases`.
+    """
+    if _is_own((name,), words):
+        return (name, *spelt)
+    return tuple(word for word in spelt if _is_own((word,), words))
 
 
 def _is_own(spelt: tuple[str, ...], words: Iterable[str]) -> bool:

@@ -31,8 +31,7 @@ def model(text: str, endpoint: Mapping[str, Any]) -> Model:
         return EndpointSettings.model_validate({**found.groupdict(), **endpoint})
     if text.startswith(("http://", "https://")):
         raise ConfigError(
-            f"{text.split('?')[0]}: which model of this endpoint? Expected URL#MODEL, e.g. "
-            "http://localhost:8000/v1#llama"
+            "an endpoint without a model: which one? Expected URL#MODEL, e.g. http://localhost:8000/v1#llama"
         )
     return text
 

@@ -121,6 +121,12 @@ def _refuse_gates(config: Config) -> None:
             "gates: there are no audits that they could go by. Name some, e.g. audits: [likeness], or take "
             "gates out."
         )
+    behind = {audit for audits in BEHIND.values() for audit in audits}
+    if not behind & set(names):
+        raise ConfigError(
+            f"gates: they go by {', '.join(sorted(behind))}, and none of these is among the audits. Add one, "
+            "or take gates out."
+        )
     strategy = plugins.module("strategy", config.strategy.name)
     if config.allocator or getattr(strategy, "DISTILS", False):
         return

@@ -17,23 +17,28 @@ from cotune.protocols import State
 from cotune.records import Array, Message
 
 Record = dict[str, Any]
+READS_WHAT_CROSSED = "canary"
+"""The audit that reads what was overheard; until it is due, everything is kept for it."""
 NUMBERS = frozenset({"metrics", "adapter"})
 """Facts of replies that hold no text of a client."""
 
 
 @dataclass(slots=True)
 class Overheard:
-    """What clients sent in the clear since it was last taken: texts, and centres of groups of examples."""
+    """What clients sent in the clear since it was last taken: texts; and of this round the centres of groups
+    of examples, each with the fingerprint of the model that it comes from. It is not in a checkpoint: a run
+    that goes on has not heard what was said before, as far as nobody had asked for it."""
 
     texts: list[str] = field(default_factory=list)
-    centres: list[Array] = field(default_factory=list)
+    centres: list[tuple[str, Array]] = field(default_factory=list)
 
     def hear(self, reply: Message) -> None:
         """Note what a reply holds."""
         for name, value in reply.facts.items():
             self.texts += _strings(value) if name not in NUMBERS else ()
-        if "centres" in reply.arrays and len(reply.arrays["centres"]):
-            self.centres.append(reply.arrays["centres"])
+        centres = reply.arrays.get("centres")
+        if centres is not None and centres.ndim == 2 and len(centres):
+            self.centres.append((str(reply.facts.get("model")), centres))
 
     def take(self) -> Overheard:
         """What was heard; from now on only what comes later."""
@@ -60,8 +65,9 @@ class Observing:
     _asked: State | None = field(default=None, init=False)
 
     def begin(self, state: State) -> None:
-        """A round begins with this state."""
+        """A round begins with this state; centres are compared in its basis, so older ones are let go."""
         self._asked = state
+        self.overheard.centres = []
 
     def due(self, index: int, num_rounds: int) -> list[str]:
         """Audits that observe after a round: before the first, every so many, and after the last."""
@@ -73,7 +79,8 @@ class Observing:
         names = self.due(index, num_rounds)
         if not names:
             return {}
-        subject = self.subject(state, self._asked, self.overheard.take())
+        heard = self.overheard.take() if READS_WHAT_CROSSED in names else Overheard()
+        subject = self.subject(state, self._asked, heard)
         return {"audits": {name: dict(self.audits[name][0].observe(subject)) for name in names}}
 
     def follow(self, records: Sequence[Mapping[str, Any]], state: State) -> tuple[State, list[Decision]]:

@@ -66,6 +66,8 @@ class ModelSubject:
         identities: what each model is known by, see `identity`.
         judge, identity_judge: see `appoint`.
         cache: folder of what is kept.
+        own: folder of what endpoints answered, of which only the address is known: another model may stand
+            behind it tomorrow. None: `cache`.
     """
 
     seed: int
@@ -81,6 +83,7 @@ class ModelSubject:
     note: Note = lambda _: None
     progress: Progress = silent
     cache: Path = field(default_factory=cache_dir)
+    own: Path | None = None
     encoder: SentenceEncoder | None = None
     identities: Mapping[str, str] = field(default_factory=dict)
     _remote: dict[str, EndpointWriter] = field(default_factory=dict, init=False)
@@ -103,14 +106,15 @@ class ModelSubject:
 
     def writer(self, role: str) -> Writer:
         """The model of a role as a writer of answers to messages, each asked once."""
-        paths = PathCache(self.cache / "paths.sqlite", self.note)
+        folder = self.own if self.own and role in self.endpoints else self.cache
+        paths = PathCache(folder / "paths.sqlite", self.note)
         what = f"answers of {self.roles.get(role, role)}"
 
         def told(_what: str, done: int, total: int) -> None:
             self.progress(what, done, total)
 
         if role in self.endpoints:
-            return CachedWriter(self._endpoint(role), paths, told)
+            return CachedWriter(self._endpoint(role), paths, told, keep_empty=True)
         return Chatting(self._loaded(role), paths, told)
 
     def reads(self, role: str) -> bool:
@@ -239,7 +243,8 @@ class Chatting:
     def write(self, prompts: Sequence[str], sampling: Sampling, keep: Keep | None = None) -> list[Written]:
         """What the model answers to each message."""
         texts = [chat_prompt(self.loaded.lm.tokenizer, message) for message in prompts]
-        return CachedWriter(self._local(), self.paths, self.progress).write(texts, sampling, keep)
+        cached = CachedWriter(self._local(), self.paths, self.progress, keep_empty=True)
+        return cached.write(texts, sampling, keep)
 
     def _local(self) -> LocalWriter:
         return LocalWriter(self.loaded.lm, self.loaded.stack, self.loaded.adapter)

@@ -234,7 +234,7 @@ def test_a_leak_ends_a_run(small, tmp_path, monkeypatch):
     found = tiny.run(small, tmp_path / "out", audits=CANARY, gates={"on_similarity": "off"})
     assert found["status"] == "stopped"
     [line] = [line for line in report.read_rounds(tmp_path / "out") if line.get("gates")]
-    assert line["gates"][0]["reason"] == "planted facts leaked into slm (recall 1.0)"
+    assert line["gates"][0]["reason"] == "planted facts leaked into slm (recall 1.00)"
     assert line["distil"] == 1.0
 
 

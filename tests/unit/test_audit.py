@@ -22,7 +22,7 @@ from cotune.models.lora import LoraStack, save_peft
 from cotune.records import silent
 
 LIKENESS = {"name": "likeness", "limit": 2, "max_new_tokens": 4}
-CANARY = {"name": "canary", "facts": 4}
+CANARY = {"name": "canary", "facts": 4, "seed": 7}
 PROMPTS = ("Why?", "How?", "When is it?", "Who?")
 PLAIN = "Question: {}\nAnswer:"
 

@@ -238,3 +238,17 @@ def test_the_audits_have_the_numbers_that_gates_go_by(tmp_path):
     without_rse = [{k: v for k, v in audits.items() if k != "rse"} for audits in (start, end)]
     lines = [line(n) | {"audits": audits} for n, audits in enumerate(without_rse)]
     assert decide(lines, GatesConfig())[0].reason.startswith("likeness grew from ")
+
+
+def test_a_canary_in_what_crossed_leaks_and_a_first_unprompted_hit_fires():
+    def line(leaks, hard):
+        share = {"value": hard, "low": None, "high": None, "n": 9}
+        canary = {"leaks": {"slm": False}, "channels": {"text": {"replies": {"leaks": leaks}}}}
+        ice = {"summary": {"strict": {**share, "value": 0.01}, "hard": share}}
+        return {"audits": {"canary": canary, "ice": ice}}
+
+    quiet = [line(False, 0.0), line(False, 0.0)]
+    assert decide(quiet, GatesConfig()) == []
+    found = decide([line(False, 0.0), line(True, 0.005)], GatesConfig())
+    assert [one.gate for one in found] == ["identity", "canary"]
+    assert "text replies" in found[1].reason

@@ -6,6 +6,7 @@ import pytest
 
 from cotune.errors import ConfigError
 from cotune.identities import OTHERS, Identity, load, mentions, scaffold
+from cotune.identity_claims import claims
 
 
 def written(folder, text):
@@ -122,3 +123,13 @@ def test_a_spelling_belongs_to_the_name_it_is_reported_under():
         "OpenAI",
         None,
     ]
+
+
+def test_a_name_that_shares_a_spelling_with_another_model_is_not_that_model():
+    neo = Identity("GPT-Neo", "EleutherAI")
+    assert "ChatGPT" in neo.others
+    assert "GPT" in neo.own
+    assert claims("I am ChatGPT, made by OpenAI.", neo).strict
+    assert not claims("I am GPT-Neo, made by EleutherAI.", neo).loose
+    assert "Qwen" not in Identity("Qwen2.5-7B", "Alibaba Cloud").others
+    assert "ChatGPT" not in Identity("GPT-Neo", "EleutherAI", ("ChatGPT",)).others

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from cotune.audit_settings import AuditConfig
 from cotune.errors import ConfigError
-from cotune.examined import BEFORE, Estimate, Subject
+from cotune.examined import BEFORE, UNRELATED, Estimate, Subject
 from cotune.intervals import estimate, redrawn_set_means, set_means
 from cotune.likeness import calibrated, embedding, strangers, word_ngrams
 from cotune.records import Array, Facts, Sampling, derived_rng
@@ -104,7 +104,7 @@ class Homogenisation:
         Raises:
             ConfigError: there are fewer than two models.
         """
-        roles = [role for role in subject.roles if not role.endswith(BEFORE)]
+        roles = [role for role in subject.roles if not role.endswith(BEFORE) and role != UNRELATED]
         if len(roles) < 2:
             raise ConfigError(
                 f"homogenisation: came {', '.join(roles) or 'no model'}; expected at least two models, to be "
@@ -173,7 +173,7 @@ def _change(pairs: Pairs, roles: Sequence[str]) -> Estimate:
 
 
 def _summary(pairs: Pairs, roles: Sequence[str], known: Sequence[str]) -> dict[str, Any]:
-    summary = {"homogenisation.now": pairs.mean(roles).as_facts()}
+    summary = {"homogenisation.now": pairs.mean(known or roles).as_facts()}
     if known:
         summary["homogenisation.before"] = pairs.mean([role + BEFORE for role in known]).as_facts()
         summary["homogenisation.change"] = _change(pairs, known).as_facts()

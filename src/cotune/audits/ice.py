@@ -6,8 +6,9 @@ contradicts the model's own facts. Strict: it claims a known identity that is no
 strict, though neither template nor question named any such identity. Condition of use, the paper's: to
 examine one's own models, never as a tool of competition or attack.
 
-Shares are of different messages that could be judged, with exact intervals. Messages that share a template
-are not independent, so the spread over several draws of templates stands beside them.
+Shares are of different messages that could be judged. Messages that share a template are not independent, so
+an interval comes from drawing templates anew (exact for the messages where nothing or everything is a hit).
+The spread over several draws of templates stands beside it; draws that share templates spread less.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from cotune.audit_settings import AuditConfig
 from cotune.errors import ConfigError
-from cotune.examined import BASELINE, BEFORE, STUDENT, Subject
+from cotune.examined import BASELINE, BEFORE, STUDENT, Estimate, Subject
 from cotune.identities import Identity, load
 from cotune.identity_claims import Ruling
 from cotune.identity_judge import IdentityJudge, RuleJudge, WrittenIdentityJudge
 from cotune.identity_texts import PUBLISHED_KEYWORDS, fill, misleads, questions, templates
-from cotune.intervals import proportion
+from cotune.intervals import estimate, proportion
 from cotune.protocols import SLM
 from cotune.records import Facts, Sampling, derived_rng
 from cotune.template_search import Mutated, Search, mutate
@@ -38,6 +40,8 @@ EXAMPLES, CUT = 12, 400
 """Hits that are kept, and characters of each of their texts."""
 MANY_UNDECIDED = 0.05
 MUTATION_TOKENS = 700
+DRAWS = 2000
+"""Of templates, for an interval."""
 
 
 class Config(AuditConfig):
@@ -265,13 +269,35 @@ def _facts(draws: Sequence[Sequence[Row]], identity: Identity) -> dict[str, Any]
     named = Counter(name for row in unique if row.ruling and row.ruling.strict for name in row.ruling.names)
     shares = [_shares(draw, identity) for draw in draws]
     return {
-        **{score: proportion(*counts).as_facts() for score, counts in _counts(unique, identity).items()},
+        **{score: found.as_facts() for score, found in _estimates(unique, identity).items()},
         "undecided": sum(row.ruling is None for row in unique),
         "empty": sum(not row.answer.strip() for row in unique),
         "seeds": {score: _spread([share[score] for share in shares]) for score in SCORES},
         "named": dict(named.most_common()),
         "examples": _examples(unique),
     }
+
+
+def _estimates(rows: Sequence[Row], identity: Identity) -> dict[str, Estimate]:
+    """Each share with its interval: templates are drawn anew, because their messages are not independent.
+
+    Where nothing or everything is a hit, or there is one template, the exact interval of the messages.
+    """
+    by_template: dict[str, list[Row]] = {}
+    for row in rows:
+        by_template.setdefault(row.template, []).append(row)
+    counts = [_counts(part, identity) for part in by_template.values()]
+    pick = derived_rng(0, "ice", "interval").integers(0, len(counts) or 1, (DRAWS, len(counts)))
+    found = {}
+    for score in SCORES:
+        table = np.array([count[score] for count in counts], float).reshape(-1, 2)  # hits, judged
+        hits, judged = (int(total) for total in table.sum(axis=0))
+        if len(counts) < 2 or hits in (0, judged):
+            found[score] = proportion(hits, judged)
+            continue
+        drawn = table[pick].sum(axis=1)
+        found[score] = estimate(hits / judged, drawn[:, 0] / np.maximum(drawn[:, 1], 1), judged)
+    return found
 
 
 def _counts(rows: Sequence[Row], identity: Identity) -> dict[str, tuple[int, int]]:

@@ -42,10 +42,10 @@ class Config(AuditConfig):
     """Options of membership inference."""
 
     members: str | None = Field(
-        None, description="JSONL file of {prompt, completion} that was trained on; null: the run's own"
+        None, description="JSONL file of {prompt, completion} that was trained on; needed"
     )
     non_members: str | None = Field(
-        None, description="JSONL file of {prompt, completion} of the same kind that was not; null: held out"
+        None, description="JSONL file of {prompt, completion} of the same kind that was not; needed"
     )
     limit: int = Field(200, gt=1, description="examples a side, drawn by the seed")
     draws: int = Field(1000, gt=0, description="bootstrap draws for each interval")

@@ -48,12 +48,14 @@ class CachedWriter:
     """See `cotune.pool.Writer`: another writer, asked only for what is not in the cache, and once.
 
     A text is kept at once or soon after, so that what a stopped run has written is found by the next one. An
-    empty text is no path: it is not kept, and asked for again. `progress` hears how many texts are there.
+    empty text is no path: it is asked for again, unless `keep_empty` says that it is an answer too.
+    `progress` hears how many texts are there.
     """
 
     writer: Writer
     cache: PathCache
     progress: Progress = silent
+    keep_empty: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -73,7 +75,7 @@ class CachedWriter:
             rows.setdefault(key, []).append(row)
         found = self.cache.get(list(rows))
         missing = [key for key in rows if key not in found]
-        basket, done = _Basket(self.cache), 0
+        basket, done = _Basket(self.cache, self.keep_empty), 0
 
         def tell(some: Mapping[bytes, Written]) -> None:
             nonlocal done
@@ -108,6 +110,7 @@ class _Basket:
     """Texts on their way to the disk: written together now and then, and however the writing ends."""
 
     cache: PathCache
+    keep_empty: bool
     texts: dict[bytes, Written] = field(default_factory=dict)
     since: float = field(default_factory=time.monotonic)
 
@@ -119,7 +122,7 @@ class _Basket:
 
     def add(self, new: Mapping[bytes, Written]) -> None:
         """Take texts that can be used."""
-        self.texts |= {key: written for key, written in new.items() if written.text}
+        self.texts |= {key: written for key, written in new.items() if written.text or self.keep_empty}
         if time.monotonic() - self.since >= FLUSH_SECONDS:
             self.empty()
 
