@@ -111,7 +111,13 @@ def test_text_crosses_families(small, other, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "extra", [{}, {"selector": "density"}, {"selector": "fedhds"}, {"allocator": "random", "teach": TEACH}]
+    "extra",
+    [
+        pytest.param({}, marks=pytest.mark.real),
+        pytest.param({"selector": "density"}, marks=pytest.mark.real),
+        {"selector": "fedhds"},
+        {"allocator": "random", "teach": TEACH},
+    ],
 )
 def test_a_run_that_was_stopped_ends_alike(small, other, tmp_path, monkeypatch, extra):
     options = {"families": group(other, 2), "data__partition": {"name": "iid", "clients": 4}, **extra}

@@ -149,12 +149,12 @@ def stop_in(monkeypatch, round: int, done: int = 3) -> None:
 @pytest.mark.parametrize(
     ("strategy", "round"),
     [
-        ("standalone", 1),
+        pytest.param("standalone", 1, marks=pytest.mark.real),
         ("standalone", 2),
-        ("standalone", 3),
-        ("fedavg", 2),
+        pytest.param("standalone", 3, marks=pytest.mark.real),
+        pytest.param("fedavg", 2, marks=pytest.mark.real),
         ("fedcollm", 3),
-        ("step_by_step", 3),
+        pytest.param("step_by_step", 3, marks=pytest.mark.real),
     ],
 )
 def test_an_unexpected_failure_is_one_line_with_the_command_that_resumes(
