@@ -125,22 +125,26 @@ def _in_package(source: str) -> Path:
 
 def _read(text: str, ending: str, source: str) -> Iterator[str]:
     if ending == ".txt":
-        yield from (line.strip() for line in text.splitlines() if line.strip())
-    elif ending == ".csv":
-        yield from _of_table(text, source)
-    elif ending == ".jsonl":
-        for number, line in enumerate(text.split("\n"), 1):
-            if line.strip():
-                yield _of_row(_json(line, f"{source}:{number}"), f"{source}:{number}")
-    else:
-        rows = _json(text, source)
-        rows = rows.get("templates", [rows]) if isinstance(rows, dict) else rows
-        if not isinstance(rows, list):
-            raise DataError(
-                f"templates {source}: got {type(rows).__name__}; expected a list of texts or rows"
-            )
-        for number, row in enumerate(rows):
-            yield _of_row(row, f"{source}[{number}]")
+        return (line.strip() for line in text.splitlines() if line.strip())
+    readers = {".csv": _of_table, ".jsonl": _of_lines}
+    return readers.get(ending, _of_document)(text, source)
+
+
+def _of_lines(text: str, source: str) -> Iterator[str]:
+    """JSON Lines."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield _of_row(_json(line, f"{source}:{number}"), f"{source}:{number}")
+
+
+def _of_document(text: str, source: str) -> Iterator[str]:
+    """One JSON value: a list, or an object that is a row or holds `templates`."""
+    rows = _json(text, source)
+    rows = rows.get("templates", [rows]) if isinstance(rows, dict) else rows
+    if not isinstance(rows, list):
+        raise DataError(f"templates {source}: got {type(rows).__name__}; expected a list of texts or rows")
+    for number, row in enumerate(rows):
+        yield _of_row(row, f"{source}[{number}]")
 
 
 def _of_table(text: str, source: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from cotune import gates
@@ -96,9 +97,6 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield str(key)
-            yield from _strings(inner)
+        yield from _strings([*map(str, value), *value.values()])
     elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _strings(inner)
+        yield from chain.from_iterable(map(_strings, value))

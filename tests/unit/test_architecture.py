@@ -36,7 +36,7 @@ LAYERS = (
     ("evaluate", *sorted(PLUGINS - {"transports"})),
     ("models", "data", "splits", "partition", "sources", "gym", "table", "metrics", "wheels"),
     ("identity_judge", "identity_claims", "identities", "identity_texts", "template_search", "recount"),
-    ("judging", "likeness", "intervals", "cast", "canaries"),
+    ("answered", "judging", "likeness", "intervals", "cast", "canaries"),
     ("scored", "ranking", "answer_loss", "groups", "choices", "picking", "rewards"),
     ("tasks", "reasoning", "rows"),
     ("config", "mistakes", "overrides", "endpoint_settings", "audit_settings", "plugins", "codec"),

@@ -15,7 +15,8 @@ import pytest
 from tests.subjects import FakeSubject
 
 from cotune import judging
-from cotune.audits.rse import Config, Table, Texts, build
+from cotune.answered import Answered
+from cotune.audits.rse import Config, Table, build
 from cotune.errors import ConfigError
 from cotune.examined import Comparison, Verdict
 from cotune.judging import ASPECTS, WrittenJudge, self_check
@@ -231,7 +232,7 @@ def test_an_interval_covers_the_truth():
     """Scores of two sets are drawn around 3.0: of 300 intervals about 95 percent hold it."""
     prompts = [f"p{k}" for k in range(50)]
     blank = {"student": [Written("", 0, 0, finished=True)] * 50}
-    texts = Texts(prompts, {"one": 30, "two": 20}, blank)
+    texts = Answered(prompts, {"one": 30, "two": 20}, blank)
     check = self_check([np.tile([[5.0] * 4, [1.0] * 4], (50, 1, 1))], is_anchored=False)
     covered = 0
     for seed in range(300):

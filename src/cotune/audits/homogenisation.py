@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, combinations
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
+from cotune.answered import Answered, ask
 from cotune.audit_settings import AuditConfig
 from cotune.errors import ConfigError
 from cotune.examined import BEFORE, UNRELATED, Estimate, Subject
 from cotune.intervals import estimate, redrawn_set_means, set_means
 from cotune.likeness import calibrated, embedding, strangers, word_ngrams
-from cotune.records import Array, Facts, Sampling, derived_rng
+from cotune.records import Array, Facts, derived_rng
 
 
 class Config(AuditConfig):
@@ -28,14 +29,6 @@ class Config(AuditConfig):
 
     limit: int = Field(24, gt=0, description="prompts of each set, from its beginning")
     max_new_tokens: int = Field(128, gt=0, description="tokens of an answer, at most")
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The number of each set's prompts, and each role's answers to those of all sets in one row."""
-
-    sizes: Mapping[str, int]
-    by_role: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +105,7 @@ class Homogenisation:
             )
         known = [role for role in roles if role + BEFORE in subject.roles]
         past = [role + BEFORE for role in known] if len(known) > 1 else []
-        answered = self._answered(subject, [*roles, *past])
+        answered = ask(subject, [*roles, *past], self.config.limit, self.config.max_new_tokens)
         meter = Meter(_vectors(subject, answered))
         pairs = _likeness(subject, answered, meter, [*combinations(roles, 2), *combinations(past, 2)])
         return {
@@ -127,25 +120,16 @@ class Homogenisation:
             "warnings": _warnings(answered, meter, pairs),
         }
 
-    def _answered(self, subject: Subject, roles: Sequence[str]) -> Answered:
-        sets = {
-            name: list(dict.fromkeys(prompts))[: self.config.limit]
-            for name, prompts in subject.prompt_sets.items()
-        }
-        prompts = list(chain.from_iterable(sets.values()))
-        sampling = Sampling(max_new_tokens=self.config.max_new_tokens)
-        by_role = {role: [w.text for w in subject.answers(role, prompts, sampling)] for role in roles}
-        return Answered({name: len(chosen) for name, chosen in sets.items()}, by_role)
-
 
 def _likeness(subject: Subject, answered: Answered, meter: Meter, pairs: Sequence[tuple[str, str]]) -> Pairs:
     sizes = list(answered.sizes.values())
     others = strangers(sizes, derived_rng(subject.seed, "homogenisation", "strangers"))
-    shuffled = [(texts, [texts[row] for row in others]) for texts in answered.by_role.values()]
+    spoken = [answered.said(role) for role in answered.by_role]
+    shuffled = [(texts, [texts[row] for row in others]) for texts in spoken]
     lower = np.mean([meter.rows(*both) for both in shuffled], axis=0)
     columns = [lower]
     for done, (a, b) in enumerate(pairs, 1):
-        columns.append(meter.rows(answered.by_role[a], answered.by_role[b]))
+        columns.append(meter.rows(answered.said(a), answered.said(b)))
         subject.tell("comparing models", done, len(pairs))
     rows = np.stack(columns, axis=1)  # [prompts, 1 + pairs, measures]
     groups = np.split(rows.reshape(len(rows), -1), np.cumsum(sizes)[:-1])
@@ -161,7 +145,9 @@ def _likeness(subject: Subject, answered: Answered, meter: Meter, pairs: Sequenc
 
 def _vectors(subject: Subject, answered: Answered) -> dict[str, Array] | None:
     """Of each answer that is not blank, [d]; None: there is no encoder."""
-    texts = list(dict.fromkeys(text for own in answered.by_role.values() for text in own if text.strip()))
+    texts = list(
+        dict.fromkeys(text for role in answered.by_role for text in answered.said(role) if text.strip())
+    )
     vectors = subject.embed(texts) if texts else np.empty((0, 1))
     return None if vectors is None else dict(zip(texts, vectors, strict=True))
 
@@ -181,13 +167,7 @@ def _summary(pairs: Pairs, roles: Sequence[str], known: Sequence[str]) -> dict[s
 
 
 def _warnings(answered: Answered, meter: Meter, pairs: Pairs) -> list[str]:
-    warnings = []
-    for role, texts in answered.by_role.items():
-        empty = sum(not text.strip() for text in texts)
-        if empty:
-            warnings.append(
-                f"{empty} of {len(texts)} answers of {role} are empty; two empty answers count as alike."
-            )
+    warnings = answered.warnings()
     if meter.vectors is None:
         warnings.append("There is no sentence encoder on this machine: word bigrams alone are compared.")
     if np.isnan(pairs.value).all():

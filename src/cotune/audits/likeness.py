@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from cotune.answered import Answered, ask
 from cotune.audit_settings import AuditConfig
 from cotune.cast import Cast, cast
 from cotune.examined import Estimate, Subject
 from cotune.intervals import difference_p, estimate, redrawn_set_means, set_means
 from cotune.likeness import PROXIES, calibrated, embedding_f, sentences, strangers
-from cotune.records import Array, Facts, Sampling, derived_rng, whole
+from cotune.records import Array, Facts, derived_rng, whole
 
 LOWER, UPPER, STUDENT, BASELINE = range(4)
 """Columns of what is measured at a prompt; without a baseline the last one is not there."""
@@ -41,25 +42,6 @@ class Config(AuditConfig):
 
     limit: int = Field(24, gt=0, description="prompts of each set, from its beginning")
     max_new_tokens: int = Field(128, gt=0, description="tokens of an answer, at most")
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """The prompts of all sets in one row, the number of each set's prompts, and each role's answers."""
-
-    prompts: Sequence[str]
-    sizes: Mapping[str, int]
-    by_role: Mapping[str, Sequence[str]]
-
-    def by_set(self, rows: Array) -> list[Array]:
-        """Values at all prompts, [prompts, ...], as one array a set."""
-        return np.split(rows, np.cumsum(list(self.sizes.values()))[:-1])
-
-    def weighted(self, rows: Array) -> Array:
-        """Values [prompts] such that their plain mean is the mean of the set means."""
-        sizes = np.array(list(self.sizes.values()))
-        found: Array = rows * np.repeat(sizes.sum() / (len(sizes) * sizes), sizes)
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +78,10 @@ class Likeness:
             ConfigError: there is no student or no reference.
         """
         parts = cast(subject.roles)
-        answered = self._answered(subject, parts)
+        roles = (parts.reference, parts.student, parts.baseline, parts.unrelated)
+        answered = ask(
+            subject, [role for role in roles if role], self.config.limit, self.config.max_new_tokens
+        )
         pairs = _pairs(answered, parts, derived_rng(subject.seed, "likeness", "strangers"))
         names, rows = _measured(subject, pairs)
         found = _found(answered, names, rows, derived_rng(subject.seed, "likeness", "draws"))
@@ -110,31 +95,16 @@ class Likeness:
             "examples": _examples(answered, parts, names, rows),
         }
 
-    def _answered(self, subject: Subject, parts: Cast) -> Answered:
-        sets = {
-            name: list(dict.fromkeys(prompts))[: self.config.limit]
-            for name, prompts in subject.prompt_sets.items()
-        }
-        prompts = list(chain.from_iterable(sets.values()))
-        sampling = Sampling(max_new_tokens=self.config.max_new_tokens)
-        roles = (parts.reference, parts.student, parts.baseline, parts.unrelated)
-        by_role = {
-            role: [written.text for written in subject.answers(role, prompts, sampling)]
-            for role in roles
-            if role is not None
-        }
-        return Answered(prompts, {name: len(chosen) for name, chosen in sets.items()}, by_role)
-
 
 def _pairs(answered: Answered, parts: Cast, rng: np.random.Generator) -> Pairs:
-    reference = answered.by_role[parts.reference]
+    reference = answered.said(parts.reference)
     if parts.unrelated:
-        lower = answered.by_role[parts.unrelated]
+        lower = answered.said(parts.unrelated)
     else:
         lower = [reference[row] for row in strangers(list(answered.sizes.values()), rng)]
-    columns = [lower, reference, answered.by_role[parts.student]]
+    columns = [lower, reference, answered.said(parts.student)]
     if parts.baseline:
-        columns.append(answered.by_role[parts.baseline])
+        columns.append(answered.said(parts.baseline))
     return [list(zip(answers, reference, strict=True)) for answers in columns]
 
 
@@ -172,8 +142,8 @@ def _vectors(subject: Subject, pairs: Pairs) -> dict[str, Array] | None:
 def _found(answered: Answered, names: Sequence[str], rows: Array, rng: np.random.Generator) -> dict[str, Any]:
     """`mean` and `proxies`."""
     n, flat = len(rows), rows.reshape(len(rows), -1)
-    draws = redrawn_set_means(answered.by_set(flat), rng).reshape(-1, *rows.shape[1:])
-    raw = Means(set_means(answered.by_set(rows)), draws, n)
+    draws = redrawn_set_means(list(answered.by_set(flat).values()), rng).reshape(-1, *rows.shape[1:])
+    raw = Means(set_means(list(answered.by_set(rows).values())), draws, n)
     scaled = raw.calibrated()
     proxies = {name: _proxy(answered, raw, scaled, rows, place, rng) for place, name in enumerate(names)}
     usable = ~np.isnan(scaled.value[:, 0])
@@ -231,13 +201,7 @@ def _summary(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _warnings(answered: Answered, found: Mapping[str, Any]) -> list[str]:
-    warnings = []
-    for role, texts in answered.by_role.items():
-        empty = sum(not text.strip() for text in texts)
-        if empty:
-            warnings.append(
-                f"{empty} of {len(texts)} answers of {role} are empty; two empty answers count as alike."
-            )
+    warnings = answered.warnings()
     if "embedding_f" not in found["proxies"]:
         warnings.append("There is no sentence encoder on this machine: embedding_f is left out of the mean.")
     flat = [name for name, facts in found["proxies"].items() if facts["calibrated"]["value"] is None]
@@ -256,8 +220,8 @@ def _examples(answered: Answered, parts: Cast, names: Sequence[str], rows: Array
     return [
         {
             "prompt": whole(answered.prompts[row])[:CUT],
-            "student": whole(answered.by_role[parts.student][row])[:CUT],
-            "reference": whole(answered.by_role[parts.reference][row])[:CUT],
+            "student": whole(answered.said(parts.student)[row])[:CUT],
+            "reference": whole(answered.said(parts.reference)[row])[:CUT],
             "values": dict(zip(names, rows[row, :, STUDENT].tolist(), strict=True)),
         }
         for row in ends

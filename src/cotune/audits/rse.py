@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 from pydantic import Field
 
+from cotune.answered import Answered, ask
 from cotune.audit_settings import AuditConfig
 from cotune.cast import Cast, cast
 from cotune.errors import ConfigError
@@ -38,7 +38,7 @@ from cotune.judging import (
     self_check,
 )
 from cotune.likeness import strangers
-from cotune.records import Array, Facts, Sampling, Written, derived_rng
+from cotune.records import Array, Facts, Written, derived_rng
 
 SAME, OTHER = "same", "other prompts"
 """Parts of the self-check: the reference against itself, and against its answers to other prompts."""
@@ -58,36 +58,19 @@ class Config(AuditConfig):
     bootstrap: int = Field(2000, gt=0, description="draws behind an interval")
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Answers to the prompts of all sets in one row, by part; `sizes` of the sets by name."""
-
-    prompts: Sequence[str]
-    sizes: Mapping[str, int]
-    by_part: Mapping[str, Sequence[Written]]
-
-    def said(self, part: str) -> list[str]:
-        """The texts alone."""
-        return [written.text for written in self.by_part[part]]
-
-    def by_set(self, rows: Array) -> dict[str, Array]:
-        """Rows of all prompts, [prompts, ...], by set."""
-        ends = np.cumsum(list(self.sizes.values()))[:-1]
-        return dict(zip(self.sizes, np.split(rows, ends), strict=True))
-
-    def judged_by_set(self, rows: Floats) -> dict[str, Floats]:
-        """The same without the rows that hold a NaN."""
-        return {
-            name: part[~np.isnan(part).reshape(len(part), -1).any(axis=1)]
-            for name, part in self.by_set(rows).items()
-        }
+def judged_by_set(texts: Answered, rows: Floats) -> dict[str, Floats]:
+    """Rows of all prompts, [prompts, ...], by set, without those that hold a NaN."""
+    return {
+        name: part[~np.isnan(part).reshape(len(part), -1).any(axis=1)]
+        for name, part in texts.by_set(rows).items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """What is known once the judge has spoken; `scores` by part, [prompts, 2 orders, 4]."""
 
-    texts: Texts
+    texts: Answered
     scores: Mapping[str, Floats]
     check: SelfCheck
     seed: int
@@ -107,12 +90,12 @@ class Table:
             found = levels(means[..., : len(parts), :], ends)
             return found[..., 0, :] - found[..., 1, :] if len(parts) > 1 else found[..., 0, :]
 
-        groups = self.texts.judged_by_set(rows)
+        groups = judged_by_set(self.texts, rows)
         return self._estimates("-".join(parts), list(groups.values()), compute)
 
     def raw(self, part: str) -> Floats:
         """Mean of the set means of what the judge said, [4]; NaN if it said nothing."""
-        groups = self.texts.judged_by_set(self.scores[part].mean(axis=1)).values()
+        groups = judged_by_set(self.texts, self.scores[part].mean(axis=1)).values()
         means = [group.mean(axis=0) for group in groups if len(group)]
         return np.mean(means, axis=0) if means else np.full(len(ASPECTS), np.nan)
 
@@ -123,13 +106,13 @@ class Table:
             found = self.check.levels(means)
             return found[..., 0, :] - found[..., 1, :]
 
-        groups = self.texts.judged_by_set(self.scores[part])
+        groups = judged_by_set(self.texts, self.scores[part])
         return self._estimates(f"{part} order", list(groups.values()), compute)["overall"]
 
     def by_set(self, part: str) -> dict[str, dict[str, Any]]:
         """Overall level of each set between the anchors of all; `raw`, and what was asked and dropped."""
         lost = self.texts.by_set(_dropped(self.scores[part]))
-        groups = self.texts.judged_by_set(self.scores[part].mean(axis=1))
+        groups = judged_by_set(self.texts, self.scores[part].mean(axis=1))
         return {
             name: {
                 **self._estimates(f"{part} in {name}", [group], self.check.levels)["overall"].as_facts(),
@@ -153,8 +136,8 @@ class Table:
             {
                 "set": sets[row],
                 "prompt": self.texts.prompts[row][:CUT],
-                "student": self.texts.by_part[cast.student][row].text[:CUT],
-                "reference": self.texts.by_part[cast.reference][row].text[:CUT],
+                "student": self.texts.by_role[cast.student][row].text[:CUT],
+                "reference": self.texts.by_role[cast.reference][row].text[:CUT],
                 "scores": named(MEASURES, found[row]),
                 "raw": named(ASPECTS, scores[row]),
             }
@@ -191,7 +174,8 @@ class Rse:
             ConfigError: there is no judge, no student or no reference.
         """
         judge, played = _judge(subject), cast(subject.roles)
-        texts = self._texts(subject, played)
+        roles = (played.reference, played.student, played.baseline, played.unrelated)
+        texts = ask(subject, [role for role in roles if role], self.config.limit, self.config.max_new_tokens)
         table = self._table(subject, judge, texts, played)
         wanted = [role for role in (played.student, played.baseline, played.unrelated) if role]
         models = [role for role in wanted if role in table.scores]
@@ -205,26 +189,15 @@ class Rse:
             "anchors": _anchors(table, played) if judge.is_anchored else None,
             "sets": dict(texts.sizes),
             "models": facts,
-            "answers": {role: _counts(texts.by_part[role], judge) for role in texts.by_part},
+            "answers": {role: _counts(texts.by_role[role], judge) for role in texts.by_role},
             "examples": table.examples(played) if models else [],
         }
 
-    def _texts(self, subject: Subject, played: Cast) -> Texts:
-        sets = {
-            name: list(dict.fromkeys(prompts))[: self.config.limit]
-            for name, prompts in subject.prompt_sets.items()
-        }
-        prompts = list(chain.from_iterable(sets.values()))
-        sampling = Sampling(max_new_tokens=self.config.max_new_tokens)
-        roles = (played.reference, played.student, played.baseline, played.unrelated)
-        found = {role: subject.answers(role, prompts, sampling) for role in roles if role}
-        return Texts(prompts, {name: len(chosen) for name, chosen in sets.items()}, found)
-
-    def _table(self, subject: Subject, judge: Judge, texts: Texts, played: Cast) -> Table:
+    def _table(self, subject: Subject, judge: Judge, texts: Answered, played: Cast) -> Table:
         reference = texts.said(played.reference)
         others = strangers(list(texts.sizes.values()), derived_rng(subject.seed, "rse", "strangers"))
         known = {SAME: reference, OTHER: [reference[row] for row in others]}
-        against = {role: texts.said(role) for role in texts.by_part if role != played.reference}
+        against = {role: texts.said(role) for role in texts.by_role if role != played.reference}
 
         def scored(what: str, answers: Mapping[str, Sequence[str]]) -> dict[str, Floats]:
             pairs = {part: list(zip(reference, said, strict=True)) for part, said in answers.items()}
@@ -235,7 +208,7 @@ class Rse:
 
         scores = scored("checking the judge", known)
         rows = np.stack([scores[SAME].mean(axis=1), scores[OTHER].mean(axis=1)], axis=1)
-        check = self_check(list(texts.judged_by_set(rows).values()), judge.is_anchored)
+        check = self_check(list(judged_by_set(texts, rows).values()), judge.is_anchored)
         if not check.why:  # a judge that cannot be used is not asked about anybody
             scores |= scored("judging", against)
         return Table(texts, scores, check, subject.seed, self.config.bootstrap)
