@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cotune import build_audits, data, families, misfits, plugins
+from cotune import build_audits, build_guards, data, families, misfits, plugins
 from cotune import config as configs
 from cotune import fleet as fleets
 from cotune.build_audits import Scene
@@ -23,6 +23,7 @@ from cotune.host import Evaluator, Host, Hosts, Store
 from cotune.models import endpoint, zoo
 from cotune.models.learner import Learner
 from cotune.models.tune import Tick
+from cotune.outbox import Outbox
 from cotune.protocols import SLM, Parts, Selector, SelectorParts
 from cotune.readers import Readers
 from cotune.records import Adapter, Event, Listener
@@ -54,19 +55,18 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
     dataset = build_audits.planted(config, _read(config, note), note)
     watch = _Watch(listener, config.rounds)
     fleet = fleets.load(config, dataset, watch.tick, note)
-    aggregator = plugins.load("aggregator", config.aggregator.name, config.aggregator.options)
     llm, tokens = fleet.llm, config.runtime.score_tokens
     around = Around(out, partial(watch.working, "teach"), note)
     taught = teaching(config, (fleet.llm, fleet.slms), dataset.public, around) if config.allocator else None
     rationales = Rationales(config, partial(_llm, config, fleet, dataset, (watch, note)), around)
-    common = Surroundings(dataset, out, watch, note, taught, rationales)
+    guards = build_guards.guards(config, dataset.clients, out / "clients", is_masked=False)
+    common = Surroundings(dataset, out, watch, note, taught, rationales, Outbox(guards))
     crews = [_crew(config, fleet, name, common) for name in fleet.members]
     if len(crews) > 1:
         for crew in crews:
             _tell_if_alone(crew.family, note)
-    host = Hosts([crew.host for crew in crews])
-    transport = InProcess(host, CHUNK * config.runtime.stack)
-    federation = Federation(transport, aggregator, watch.hear, config.cohort.minimum)
+    federation = _federation(config, Hosts([crew.host for crew in crews]), watch)
+    federation.guards = guards
     scene = Scene(fleet, dataset, crews[0].readers, note, partial(watch.working, "audit"))
     observing = build_audits.observing(config, scene)
     if observing:
@@ -96,8 +96,8 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all families have in common: the data, the run's folder, who is told, the teaching, and who writes
-    rationales."""
+    """What all families have in common: the data, the run's folder, who is told, the teaching, who writes
+    rationales, and what replies go through before they leave."""
 
     dataset: Dataset
     out: Path
@@ -105,6 +105,7 @@ class Surroundings:
     note: Note
     taught: Teaching | None
     rationales: Rationales
+    outbox: Outbox
 
 
 def _llm(config: Config, fleet: Fleet, dataset: Dataset, told: tuple[_Watch, Note]) -> Learner:
@@ -144,9 +145,17 @@ def _crew(config: Config, fleet: Fleet, name: str, around: Surroundings) -> Crew
         evaluator(slm, dataset, watch, config.runtime.score_tokens) if slm else _nothing,
         Store(around.out / "clients"),
         (config.seed, config.rounds),
+        around.outbox,
     )
     passes = families.models(config)[name].tune.epochs
     return Crew(Family(name, clients, strategy, selectors, passes), host, readers)
+
+
+def _federation(config: Config, host: Hosts, watch: _Watch) -> Federation:
+    """The server's view of clients that live in this process."""
+    aggregator = plugins.load("aggregator", config.aggregator.name, config.aggregator.options)
+    transport = InProcess(host, CHUNK * config.runtime.stack)
+    return Federation(transport, aggregator, watch.hear, config.cohort.minimum)
 
 
 def _tell_if_alone(family: Family, note: Note) -> None:

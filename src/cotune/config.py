@@ -236,6 +236,9 @@ class Config(Settings):
     )
     teach: TeachConfig = TeachConfig()
     aggregator: PluginSpec = PluginSpec(name="mean")
+    guards: list[PluginSpec] = Field(
+        [], description="what an update goes through before it leaves a client, one after the other"
+    )
     cohort: CohortConfig = CohortConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     audits: list[PluginSpec] = Field(
@@ -260,10 +263,11 @@ SLOTS: Mapping[str, str] = {
     "selector": "selector",
     "allocator": "allocator",
     "aggregator": "aggregator",
+    "guards": "guard",
     "audits": "audit",
 }
 """The keys of `Config` that name plug-ins, and their slots."""
-LISTS = ("selector", "audits")
+LISTS = ("selector", "guards", "audits")
 """Those that may name several, which work one after the other."""
 
 

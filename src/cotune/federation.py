@@ -10,14 +10,17 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cotune.errors import WireError
-from cotune.protocols import Aggregator, Gathered, Transport
+from cotune.guarded import Guards
+from cotune.protocols import TUNE, Aggregator, Gathered, Transport
 from cotune.records import Adapter, Array, Event, Facts, Failure, Listener, Message, Round, adapter_header
 
+How = Literal["asked", "summed", "packed"]
+"""How a reply is used: read alone, added to others as it is, or unpacked and added."""
 LARGEST = 1e15
 """Largest weight or sum that a reply may hold; far above any count, far below what overflows."""
 
@@ -57,6 +60,7 @@ class Federation:
             minimum,
         )
         self.ledger = Ledger()
+        self.guards: Guards | None = None
         self.overhear: Callable[[Message], None] = lambda _: None
         """Told every usable reply that is read one by one."""
         self._round = Round(0, 0, 0, ())
@@ -74,14 +78,14 @@ class Federation:
         """
         sums: Counter[str] = Counter()
         num_replies = 0
+        guards = self.guards if self._is_guarded(action, adapter) else None
 
         def updates() -> Iterator[tuple[Mapping[str, Array], float]]:
             nonlocal num_replies
-            outcomes = self._exchange(action, adapter, round, None, gathered=True)
-            for reply in in_order(outcomes, round.cohort):
+            for reply, arrays in self._updates(action, adapter, round, guards):
                 sums.update(reply.facts["sums"])
                 num_replies += 1
-                yield reply.arrays, float(reply.facts["weight"])
+                yield arrays, float(reply.facts["weight"])
 
         coming = updates()
         first = next(coming, None)
@@ -89,7 +93,25 @@ class Federation:
         deque(coming, maxlen=0)
         if num_replies < self.minimum:
             return Gathered(None, {}, num_replies)
+        if adapter and guards:
+            return Gathered(guards.arrived(adapter, folded, round, num_replies), dict(sums), num_replies)
         return Gathered(adapter and adapter.with_arrays(folded), dict(sums), num_replies)
+
+    def _is_guarded(self, action: str, adapter: Adapter | None) -> bool:
+        return self.guards is not None and adapter is not None and action == TUNE
+
+    def _updates(
+        self, action: str, adapter: Adapter | None, round: Round, guards: Guards | None
+    ) -> Iterator[tuple[Message, Mapping[str, Array]]]:
+        """Usable replies in order, with their arrays as they were before they were packed."""
+        outcomes = self._exchange(action, adapter, round, None, gathered=True)
+        for reply in in_order(outcomes, round.cohort):
+            try:
+                arrays = guards.unpacked(reply.arrays, round, adapter.arrays) if guards and adapter else None
+            except WireError as error:
+                self.refuse(reply, str(error))
+                continue
+            yield reply, reply.arrays if arrays is None else arrays
 
     def ask(
         self,
@@ -136,13 +158,14 @@ class Federation:
         messages = _messages(action, adapter, round, told)
         self.progress(action.rpartition("/")[2], 0, 1)
         expected = {message.client for message in messages}
+        how: How = "asked" if not gathered else "packed" if self._is_guarded(action, adapter) else "summed"
         usable: set[str] = set()
         for outcome, down, up in self._awaited(messages):
             self._count(down, up, gathered)
             problem = (
                 outcome
                 if isinstance(outcome, Failure)
-                else _problem(outcome, messages[0], (expected, usable), gathered)
+                else _problem(outcome, messages[0], (expected, usable), how)
             )
             if problem is None:
                 usable.add(outcome.client)
@@ -204,17 +227,17 @@ def _messages(
 
 
 def _problem(
-    reply: Message, sent: Message, who: tuple[Collection[str], Collection[str]], gathered: bool
+    reply: Message, sent: Message, who: tuple[Collection[str], Collection[str]], how: How
 ) -> Failure | None:
     try:
-        check_reply(reply, sent, who, gathered)
+        check_reply(reply, sent, who, how)
     except WireError as error:
         return Failure(reply.client, sent.round, "rejected", str(error))
     return None
 
 
 def check_reply(
-    reply: Message, sent: Message, who: tuple[Collection[str], Collection[str]], gathered: bool
+    reply: Message, sent: Message, who: tuple[Collection[str], Collection[str]], how: How
 ) -> None:
     """Refuse a reply that must not count.
 
@@ -222,11 +245,12 @@ def check_reply(
         reply: what came.
         sent: what was asked.
         who: the clients that were asked, and those whose reply is already here.
-        gathered: it is to be summed, so it must have a weight, sums, and the arrays that were sent.
+        how: it is read alone (asked), or is to be summed, so that it must have a weight, sums and the arrays
+            that were sent (summed) or what guards have made of them (packed).
 
     Raises:
-        WireError: unknown or repeated client, another round or action, a non-finite value; and if it is to be
-            summed, other arrays or shapes, or a weight that is not a positive finite number.
+        WireError: unknown or repeated client, another round or action, a refusal, a non-finite value; and if
+            it is to be summed, other arrays or shapes, or a weight that is not a positive finite number.
     """
     expected, seen = who
     if reply.client not in expected:
@@ -237,25 +261,29 @@ def check_reply(
         raise WireError(
             f"reply to {reply.action!r} of round {reply.round}; this is {sent.action!r} of {sent.round}"
         )
-    if gathered:
-        _check_update(reply, sent)
+    if "refused" in reply.facts:
+        raise WireError(f"refused: {reply.facts['refused']!s:.300}")
+    if how != "asked":
+        _check_update(reply, sent, is_packed=how == "packed")
     for name, array in reply.arrays.items():
         if not np.isfinite(array).all():
-            cure = ": training diverged; lower slm.tune.lr" if gathered else ""
+            cure = ": training diverged; lower slm.tune.lr" if how != "asked" else ""
             raise WireError(f"{name}: a value is not finite{cure}")
 
 
-def _check_update(reply: Message, sent: Message) -> None:
+def _check_update(reply: Message, sent: Message, *, is_packed: bool) -> None:
     weight, sums = reply.facts.get("weight"), reply.facts.get("sums")
     if weight is None or not _is_number(weight) or weight <= 0:
         raise WireError(f"weight {weight!r:.40}; expected a positive number")
     if not isinstance(sums, dict) or not all(map(_is_number, sums.values())):
         raise WireError("a sum is missing or is not finite: training diverged; lower slm.tune.lr")
+    if reply.facts.get("adapter") != sent.facts.get("adapter"):
+        raise WireError(f"adapter of another base or rank: {reply.facts.get('adapter')}")
+    if is_packed:
+        return
     if reply.arrays.keys() != sent.arrays.keys():
         odd = sorted(reply.arrays.keys() ^ sent.arrays.keys())[:1]
         raise WireError(f"other arrays than were sent, first difference {odd}")
-    if reply.facts.get("adapter") != sent.facts.get("adapter"):
-        raise WireError(f"adapter of another base or rank: {reply.facts.get('adapter')}")
     for name, array in reply.arrays.items():
         if array.shape != sent.arrays[name].shape or array.dtype != sent.arrays[name].dtype:
             raise WireError(f"{name}: {array.dtype}{array.shape}, expected {sent.arrays[name].shape}")

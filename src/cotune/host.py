@@ -5,7 +5,6 @@ Deployed, that is a list of one client; embedded, all of them, trained in stacks
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,20 +16,20 @@ import numpy as np
 from cotune.choices import Choices, client_folder
 from cotune.codec import decode, encode
 from cotune.data import ByTask, Dataset
-from cotune.protocols import Client, Given, Pupil, Reply, Selector, Strategy
+from cotune.outbox import Outbox
+from cotune.protocols import TUNE, Client, Given, Pupil, Reply, Selector, Strategy
 from cotune.records import Adapter, Example, Message, Round, adapter_digest, adapter_header, adapter_of
 
 Evaluator = Callable[[Adapter | None, ByTask], Mapping[str, Any]]
 """(adapter or none, held-out examples by task) -> numbers by task."""
 
 
+SECURE = "secure/"
+"""`secure/keys` is the first step of a masked sum."""
 SELECT = "select/"
 """`select/0/propose` is step `propose` of the first selector."""
 TEACH = "teach/"
 """`teach/choose` is the first step of a round's teaching."""
-TUNE = "tune"
-"""The step of a strategy in which clients train; where they are taught, lessons come before it."""
-
 KEPT = 3
 """Rounds of which a client keeps its adapter."""
 
@@ -80,8 +79,10 @@ class Host:
         evaluate: Evaluator,
         store: Store,
         run: tuple[int, int],
+        outbox: Outbox | None = None,
     ) -> None:
         self.dataset, self.evaluate, self.store = dataset, evaluate, store
+        self.outbox = outbox or Outbox()
         self.strategy, self.selectors, self.pupil = steps
         self.choices = Choices(store.folder, len(self.selectors))
         self.seed, self.num_rounds = run
@@ -95,6 +96,8 @@ class Host:
         first = messages[0]
         if first.action == "evaluate":
             return self._evaluate(messages)
+        if first.action.startswith(SECURE):
+            return self.outbox.answer(messages)
         now = Round(first.round, self.num_rounds, self.seed, tuple(m.client for m in messages))
         if first.action.startswith(SELECT):
             return self._select(messages, now)
@@ -105,7 +108,13 @@ class Host:
         for message, reply in zip(messages, replies, strict=True):
             if reply.keep is not None:
                 self.store.write(message.client, message.round, reply.keep)
-        return [_reply(message, reply) for message, reply in zip(messages, replies, strict=True)]
+        return self._replies(messages, replies, now)
+
+    def _replies(self, messages: Sequence[Message], replies: Sequence[Reply], now: Round) -> list[Message]:
+        """What leaves: an update goes through the guards, and what is to be summed may stay under masks."""
+        return [
+            self.outbox.send(message, reply, now) for message, reply in zip(messages, replies, strict=True)
+        ]
 
     def _step(self, action: str, messages: Sequence[Message], clients: list[Client]) -> list[Reply]:
         """A step of the teaching, or of the strategy; what is taught is learned before one's own examples."""
@@ -153,7 +162,7 @@ class Host:
                 choices.note(message.client, here, message.round, reply.memo)
             if reply.chosen is not None:
                 choices.choose(message.client, here, message.round, [pool[place] for place in reply.chosen])
-        return [_reply(message, reply) for message, reply in zip(messages, replies, strict=True)]
+        return self._replies(messages, replies, now)
 
     def _evaluate(self, messages: Sequence[Message]) -> list[Message]:
         """Score the given adapter, else the client's own, else the bare model; equal work is done once."""
@@ -190,16 +199,3 @@ class Hosts:
             host = self.host_of[messages[mine[0]].client]
             found |= zip(mine, host.handle([messages[place] for place in mine]), strict=True)
         return [found[place] for place in range(len(messages))]
-
-
-def _reply(message: Message, reply: Reply) -> Message:
-    facts: dict[str, Any] = {**reply.facts}
-    if reply.adapter is not None or reply.sums:
-        # null is refused by the server and recorded; NaN could not even be sent
-        sums = {name: value if math.isfinite(value) else None for name, value in reply.sums.items()}
-        facts |= {"weight": reply.weight, "sums": sums}
-    arrays: Mapping[str, Any] = reply.arrays
-    if reply.adapter is not None:
-        facts["adapter"] = adapter_header(reply.adapter)
-        arrays = reply.adapter.arrays
-    return Message(message.client, message.round, message.action, arrays, facts)

@@ -32,6 +32,33 @@ def refuse(config: Config) -> None:
     for audit in config.audits:
         _refuse_audit(config, audit.name)
     _refuse_gates(config)
+    _refuse_guards(config)
+
+
+def _refuse_guards(config: Config) -> None:
+    """Guards of updates that nobody sends, twice the same one, or one that packs before another one."""
+    names = [guard.name for guard in config.guards]
+    if not names:
+        return
+    if not getattr(plugins.module("strategy", config.strategy.name), "UPDATES", False):
+        raise ConfigError(
+            f"guards: in strategy {config.strategy.name!r} no client sends an update that guards could watch "
+            "over. Take another strategy, e.g. fedavg or fedcollm, or no guards."
+        )
+    if config.families:
+        raise ConfigError(
+            "guards: they count on all clients holding the same model, and there are families. Take guards or "
+            "families out."
+        )
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"guards: {twice[0]} is there twice. Take one of them out.")
+    packs = [name for name in names[:-1] if getattr(plugins.module("guard", name), "PACKS", False)]
+    if packs:
+        raise ConfigError(
+            f"guards: {packs[0]} packs an update into fewer bytes, and {names[-1]} comes after it. Put "
+            f"{packs[0]} last."
+        )
 
 
 def _refuse_allocator(config: Config) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from cotune.pool import Writer
 
 
+TUNE = "tune"
+"""The step of a strategy in which clients train. Lessons come before it, guards after it."""
 SLM = "slm"
 """The family of all clients that hold the model `slm`; the others have names of their own."""
 

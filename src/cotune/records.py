@@ -96,7 +96,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A client that gave no usable reply, and why. `kind` is late, crashed or rejected."""
+    """A client that gave no usable reply, and why. `kind` is late, crashed, rejected or out-of-memory."""
 
     client: str
     round: int
@@ -254,3 +254,8 @@ def adapter_digest(adapter: Adapter | None) -> str:
         digest.update(name.encode())
         digest.update(np.ascontiguousarray(adapter.arrays[name]).tobytes())
     return digest.hexdigest()
+
+
+def refusal(message: Message, reason: str) -> Message:
+    """A reply that says why nothing else is sent."""
+    return Message(message.client, message.round, message.action, {}, {"refused": reason})

@@ -1,4 +1,4 @@
-"""What a party keeps between the steps of teaching: a file a name and round, written whole or not at all.
+"""What a party keeps between steps and rounds: a file a name and round, written whole or not at all.
 
 Nothing in it ever travels. A step that is done again after a crash writes the same file again.
 """
@@ -20,9 +20,11 @@ _ROUND = re.compile(r"(\d{6})\.msg")
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """`owner` is a client: its own things on its side, on the server the things about it."""
+    """`owner` is a client: its own things on its side, on the server the things about it. `room` is what they
+    are kept for."""
 
     folder: Path
+    room: str = "teaching"
 
     def put(
         self, owner: str, name: str, round: int, facts: Mapping[str, Any], arrays: Mapping[str, Array]
@@ -41,11 +43,18 @@ class Shelf:
 
     def newest(self, owner: str, name: str, before: int) -> Message | None:
         """What was kept last before a round."""
+        older = [index for index in self._rounds(owner, name) if index < before]
+        return self.get(owner, name, older[-1]) if older else None
+
+    def trim(self, owner: str, name: str, keep: int) -> None:
+        """Drop all but the newest `keep` rounds of a name."""
+        for index in self._rounds(owner, name)[:-keep]:
+            (self._folder(owner, name) / f"{index:06d}.msg").unlink()
+
+    def _rounds(self, owner: str, name: str) -> list[int]:
         folder = self._folder(owner, name)
         names = [path.name for path in folder.glob("*.msg")] if folder.is_dir() else []
-        rounds = [int(found[1]) for found in map(_ROUND.fullmatch, names) if found]
-        older = [index for index in rounds if index < before]
-        return self.get(owner, name, max(older)) if older else None
+        return sorted(int(found[1]) for found in map(_ROUND.fullmatch, names) if found)
 
     def _folder(self, owner: str, name: str) -> Path:
-        return client_folder(self.folder, owner) / "teaching" / name
+        return client_folder(self.folder, owner) / self.room / name

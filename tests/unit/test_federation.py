@@ -78,12 +78,12 @@ for value in (0, 0.0, -1.0, float("nan"), float("inf"), 10**400, "1", None):
 def test_a_reply_that_must_not_count_is_refused(kind):
     reply, complaint = BAD[kind]
     with pytest.raises(WireError, match=complaint):
-        check_reply(reply, SENT, ({"ann", "bob"}, {"bob"}), gathered=True)
+        check_reply(reply, SENT, ({"ann", "bob"}, {"bob"}), "summed")
 
 
 def test_a_good_reply_counts():
-    check_reply(GOOD, SENT, ({"ann", "bob"}, {"bob"}), gathered=True)
-    check_reply(replace(GOOD, arrays={}, facts={"answer": 3}), SENT, ({"ann"}, ()), gathered=False)
+    check_reply(GOOD, SENT, ({"ann", "bob"}, {"bob"}), "summed")
+    check_reply(replace(GOOD, arrays={}, facts={"answer": 3}), SENT, ({"ann"}, ()), "asked")
 
 
 def test_gather_gives_a_weighted_mean_and_sums():

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 TRAINS = frozenset({"slm", "llm"})
+UPDATES = True
+"""Its clients send back what they made of an adapter, which guards may watch over."""
 TEACHABLE = True
 """Clients tune the adapter that they are sent, so they can be taught before it."""
 DISTILS = True

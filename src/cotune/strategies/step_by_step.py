@@ -25,6 +25,8 @@ from cotune.protocols import Client, Parts, Reply, State, Verbs
 from cotune.records import Adapter, Example, Round, Sampling
 
 TRAINS = frozenset({"slm"})
+UPDATES = True
+"""Its clients send back what they made of an adapter, which guards may watch over."""
 TEACHABLE = False
 """It is what teaching by an allocator is compared with."""
 DISTILS = True
