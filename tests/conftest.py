@@ -5,6 +5,7 @@ Nothing here imports torch at once: the process that hands out tests to others h
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    # pytest hangs two handlers on each logger that does not propagate, three times a test: torch has sixty
+    for logger in logging.Logger.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.propagate = True
 
 
 @pytest.fixture(autouse=True)

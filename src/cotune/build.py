@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from cotune import build_audits, build_guards, data, families, misfits, plugins
 from cotune import config as configs
 from cotune import fleet as fleets
 from cotune.build_audits import Scene
+from cotune.build_guards import Keys, Wire, simulated_secret
 from cotune.build_teaching import Around, Rationales, Teaching, teaching
 from cotune.config import Config
 from cotune.data import ByTask, Dataset
@@ -24,17 +26,21 @@ from cotune.models import endpoint, zoo
 from cotune.models.learner import Learner
 from cotune.models.tune import Tick
 from cotune.outbox import Outbox
-from cotune.protocols import SLM, Parts, Selector, SelectorParts
+from cotune.parties import Parties, Party, own_secret
+from cotune.protocols import SLM, Parts, Selector, SelectorParts, Transport
 from cotune.readers import Readers
 from cotune.records import Adapter, Event, Listener
 from cotune.session import Family, Session
+from cotune.spending import ExampleSpending
 from cotune.transports.inprocess import InProcess
 
 CHUNK = 4
 """Messages in memory at a time, in stacks."""
 
 
-def session(config: Config, out: Path, listener: Listener, note: Note = lambda _: None) -> Session:
+def session(
+    config: Config, out: Path, listener: Listener, note: Note = lambda _: None, parties: Parties | None = None
+) -> Session:
     """Everything a run needs, loaded.
 
     Args:
@@ -42,41 +48,31 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
         out: the run's folder, for what clients keep.
         listener: told what happens while it runs.
         note: told what is being loaded.
+        parties: clients that are reached over a network; by default all live in this process.
 
     Raises:
         UserError: a model, an adapter or data cannot be used.
     """
-    import torch
-
     misfits.refuse(config)
     _find_outside(config, note)
-    if config.runtime.threads:
-        torch.set_num_threads(config.runtime.threads)
-    dataset = build_audits.planted(config, _read(config, note), note)
+    dataset = parties.dataset if parties else build_audits.planted(config, _read(config, note), note)
     watch = _Watch(listener, config.rounds)
-    fleet = fleets.load(config, dataset, watch.tick, note)
-    llm, tokens = fleet.llm, config.runtime.score_tokens
-    around = Around(out, partial(watch.working, "teach"), note)
-    taught = teaching(config, (fleet.llm, fleet.slms), dataset.public, around) if config.allocator else None
-    rationales = Rationales(config, partial(_llm, config, fleet, dataset, (watch, note)), around)
-    guards = build_guards.guards(config, dataset.clients, out / "clients", is_masked=False)
-    common = Surroundings(dataset, out, watch, note, taught, rationales, Outbox(guards))
-    crews = [_crew(config, fleet, name, common) for name in fleet.members]
-    if len(crews) > 1:
-        for crew in crews:
-            _tell_if_alone(crew.family, note)
-    federation = _federation(config, Hosts([crew.host for crew in crews]), watch)
-    federation.guards = guards
-    scene = Scene(fleet, dataset, crews[0].readers, note, partial(watch.working, "audit"))
+    stage = _stage(config, dataset, out, (watch, note), _keys(parties))
+    fleet, wire, around = stage.fleet, stage.wire, stage.around
+    _tell_who_is_alone(stage.crews, note)
+    federation = _federation(config, parties or Hosts([crew.host for crew in stage.crews]), watch)
+    federation.guards, federation.masks = wire.guards, wire.masks
+    scene = Scene(fleet, dataset, stage.crews[0].readers, note, partial(watch.working, "audit"))
     observing = build_audits.observing(config, scene)
     if observing:
         federation.overhear = observing.overheard.hear
+    llm, tokens, shown = fleet.llm, config.runtime.score_tokens, config.evaluate.shown
     return Session(
-        families=tuple(crew.family for crew in crews),
+        families=tuple(crew.family for crew in stage.crews),
         strategy_name=config.strategy.name,
         federation=federation,
         dataset=dataset,
-        evaluate_llm=evaluator(llm, dataset, watch, tokens, config.evaluate.shown) if llm else _nothing,
+        evaluate_llm=evaluator(llm, dataset, watch, tokens, shown) if llm else _nothing,
         save_adapters=fleet.save,
         seed=config.seed,
         num_rounds=config.rounds,
@@ -85,13 +81,100 @@ def session(config: Config, out: Path, listener: Listener, note: Note = lambda _
         evaluate_clients=config.evaluate.clients,
         fingerprint=configs.fingerprint(config),
         keep_checkpoints=config.runtime.keep_checkpoints,
-        num_cut=lambda: sum(crew.readers.num_cut for crew in crews),
+        num_cut=lambda: sum(crew.readers.num_cut for crew in stage.crews),
         roles=fleet.roles,
-        allocation=taught.allocation if taught else None,
-        prepare=taught.prepare if taught else lambda state: state,
+        allocation=around.taught.allocation if around.taught else None,
+        prepare=around.taught.prepare if around.taught else lambda state: state,
         observing=observing,
-        facts=lambda: {"versions": versions(), **fleet.describe(config), **rationales.describe()},
+        spending=wire.spending,
+        example_spending=_example_spending(config),
+        facts=lambda: _facts(config, stage),
     )
+
+
+def _facts(config: Config, stage: Stage) -> dict[str, Any]:
+    """What results.json says of everything that was built."""
+    return {
+        "versions": versions(),
+        **stage.fleet.describe(config),
+        **stage.around.rationales.describe(),
+        **stage.wire.facts,
+        "update_values": stage.fleet.num_values,
+    }
+
+
+def _example_spending(config: Config) -> dict[str, ExampleSpending]:
+    """By family, where its clients' tuning is private."""
+    return {
+        name: ExampleSpending(model.tune.private, model.tune.batch_size, model.tune.epochs)
+        for name, model in families.models(config).items()
+        if model.tune.private
+    }
+
+
+def host(config: Config, party: Party, dataset: Dataset, note: Note = lambda _: None) -> Hosts:
+    """What answers messages for one client of a deployed run, in a process of its own.
+
+    Args:
+        config: the same as the server's.
+        party: the client, with its keys and its folder.
+        dataset: its own examples, and the names of all clients.
+        note: told what is being loaded.
+
+    Raises:
+        UserError: a model or data cannot be used.
+    """
+    misfits.refuse(config)
+    watch = _Watch(lambda _: None, config.rounds)
+    keys = Keys(own_secret(party), lambda _: party.identity, party.registry.of_clients)
+    stage = _stage(config, dataset, party.folder / "state", (watch, note), keys, party.name)
+    return Hosts([crew.host for crew in stage.crews])
+
+
+def _keys(parties: Parties | None) -> Keys | None:
+    """The server's keys in a deployed run."""
+    return Keys(parties.secret, _nobody, parties.identities) if parties else None
+
+
+def _nobody(client: str) -> Any:
+    raise AssertionError(f"the server has no key of {client!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Models, wire and crews of one process."""
+
+    fleet: Fleet
+    wire: Wire
+    around: Surroundings
+    crews: list[Crew]
+
+
+def _stage(
+    config: Config,
+    dataset: Dataset,
+    out: Path,
+    told: tuple[_Watch, Note],
+    keys: Keys | None,
+    client: str | None = None,
+) -> Stage:
+    """What both sides have; `client`: the only one that lives in this process, which then has no LLM."""
+    import torch
+
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
+    watch, note = told
+    fleet = fleets.load(config, dataset, watch.tick, note, client)
+    fleet = fleet.hiding(config, keys.secret if keys else simulated_secret(config.seed))
+    around = Around(out, partial(watch.working, "teach"), note)
+    models, is_server = (fleet.llm, fleet.slms), client is None
+    taught = None
+    if config.allocator:
+        taught = teaching(config, models, dataset.public, around, is_server=is_server)
+    rationales = Rationales(config, partial(_llm, config, fleet, dataset, told), around)
+    wire = build_guards.wire(config, families.members(config, dataset.clients), out, fleet.num_values, keys)
+    common = Surroundings(dataset, out, watch, note, taught, rationales, wire.outbox)
+    return Stage(fleet, wire, common, [_crew(config, fleet, name, common) for name in fleet.members])
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,16 +234,21 @@ def _crew(config: Config, fleet: Fleet, name: str, around: Surroundings) -> Crew
     return Crew(Family(name, clients, strategy, selectors, passes), host, readers)
 
 
-def _federation(config: Config, host: Hosts, watch: _Watch) -> Federation:
-    """The server's view of clients that live in this process."""
+def _federation(config: Config, where: Hosts | Parties, watch: _Watch) -> Federation:
+    """The server's view of its clients, wherever they live."""
     aggregator = plugins.load("aggregator", config.aggregator.name, config.aggregator.options)
-    transport = InProcess(host, CHUNK * config.runtime.stack)
+    transport: Transport
+    if isinstance(where, Hosts):
+        transport = InProcess(where, CHUNK * config.runtime.stack)
+    else:
+        transport = where.transport
     return Federation(transport, aggregator, watch.hear, config.cohort.minimum)
 
 
-def _tell_if_alone(family: Family, note: Note) -> None:
-    if len(family.clients) == 1:
-        note(f"family {family.name} has one client: what is summed over the family is that client's own")
+def _tell_who_is_alone(crews: Sequence[Crew], note: Note) -> None:
+    for crew in crews if len(crews) > 1 else ():
+        if len(crew.family.clients) == 1:
+            note(f"family {crew.family.name} has one client: what is summed over it is that client's own")
 
 
 def _read(config: Config, note: Note) -> Dataset:

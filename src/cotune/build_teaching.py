@@ -33,9 +33,10 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Teaching:
-    """Both halves, the clients' by family, and what comes before the first round."""
+    """Both halves, the clients' by family, and what comes before the first round. In a process of one client
+    there is no server's half."""
 
-    allocation: Allocation
+    allocation: Allocation | None
     pupils: Mapping[str, Pupils]
     prepare: Callable[[State], State]
 
@@ -53,7 +54,9 @@ Models = tuple[Learner | None, Mapping[str, Learner]]
 """The LLM, unless an endpoint stands for it, and the SLM of each family."""
 
 
-def teaching(config: Config, models: Models, pool: Sequence[Example], around: Around) -> Teaching:
+def teaching(
+    config: Config, models: Models, pool: Sequence[Example], around: Around, *, is_server: bool = True
+) -> Teaching:
     """What `allocator` and `teach` say, as objects.
 
     Raises:
@@ -80,9 +83,12 @@ def teaching(config: Config, models: Models, pool: Sequence[Example], around: Ar
         )
         for name, slm in slms.items()
     }
+    prepare = partial(_prepared, config, models, pool)
+    if not is_server:
+        return Teaching(None, pupils, prepare)
     teacher = _local(config, llm, pool, around) if llm else _remote(config, around)
     allocation = Allocation(teacher, allocator, pool, Shelf(around.out / "server"), rules)
-    return Teaching(allocation, pupils, partial(_prepared, config, models, pool))
+    return Teaching(allocation, pupils, prepare)
 
 
 def _local(config: Config, llm: Learner, pool: Sequence[Example], around: Around) -> Teacher:

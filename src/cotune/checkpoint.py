@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,18 @@ from typing import Any
 from cotune.codec import decode, encode
 from cotune.errors import ConfigError, RunError, WireError
 from cotune.protocols import State
-from cotune.records import Adapter, Message, adapter_header
+from cotune.records import Adapter, Array, Message, adapter_header
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A finished round: the state after it and its line of `rounds.jsonl`."""
+    """A finished round: the state after it, its line of `rounds.jsonl`, and texts that were overheard and
+    that no audit has read yet."""
 
     round: int
     state: State
     record: Mapping[str, Any]
+    heard: Sequence[str] = ()
 
 
 def save(folder: Path, checkpoint: Checkpoint, fingerprint: str, keep: int) -> None:
@@ -29,33 +32,35 @@ def save(folder: Path, checkpoint: Checkpoint, fingerprint: str, keep: int) -> N
     Raises:
         RunError: it could not be written; older ones are intact.
     """
-    adapters = checkpoint.state.adapters()
-    arrays = {f"{r}/{n}": v for r, a in adapters.items() for n, v in a.arrays.items()}
-    headers = {role: adapter_header(a) for role, a in adapters.items()}
-    facts = {
-        "fingerprint": fingerprint,
-        "record": dict(checkpoint.record),
-        "adapters": headers,
-        "distil": checkpoint.state.distil,
-    }
+    arrays, facts = packed(checkpoint.state)
+    facts |= {"fingerprint": fingerprint, "record": dict(checkpoint.record), "heard": list(checkpoint.heard)}
     data = encode(Message("server", checkpoint.round, "checkpoint", arrays, facts))
-    target = folder / f"{checkpoint.round:06d}.ckpt"
+    write_whole(folder / f"{checkpoint.round:06d}.ckpt", data, folder.parent)
+    for old in sorted(folder.glob("*.ckpt"))[:-keep]:
+        old.unlink()
+
+
+def write_whole(target: Path, data: bytes, run: Path) -> None:
+    """Write a file whole or not at all, flushed to disk; `run` is the folder that can be resumed.
+
+    Raises:
+        RunError: it could not be written; what was there before is intact.
+    """
     part = target.with_suffix(".part")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise RunError(
             f"{target}: cannot be written ({error.strerror}). Earlier checkpoints are intact. Free "
-            f"{len(data):,} bytes, then: cotune resume {folder.parent}"
+            f"{len(data):,} bytes, then: cotune resume {run}"
         ) from error
-    for old in sorted(folder.glob("*.ckpt"))[:-keep]:
-        old.unlink()
 
 
 def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
@@ -79,7 +84,16 @@ def latest(folder: Path, fingerprint: str) -> Checkpoint | None:
     return None
 
 
-def _checkpoint(message: Message) -> Checkpoint:
+def packed(state: State) -> tuple[dict[str, Array], dict[str, Any]]:
+    """A state as the arrays and facts of a message."""
+    adapters = state.adapters()
+    arrays = {f"{r}/{n}": v for r, a in adapters.items() for n, v in a.arrays.items()}
+    headers = {role: adapter_header(a) for role, a in adapters.items()}
+    return arrays, {"adapters": headers, "distil": state.distil}
+
+
+def unpacked(message: Message) -> State:
+    """The reverse."""
     found = {}
     for role, header in message.facts["adapters"].items():
         arrays = {
@@ -87,5 +101,9 @@ def _checkpoint(message: Message) -> Checkpoint:
         }
         found[role] = Adapter(arrays, str(header["base"]), int(header["rank"]), float(header["alpha"]))
     distil = float(message.facts.get("distil", 1.0))
-    state = State(found.pop("slm", None), found.pop("llm", None), found, distil)
-    return Checkpoint(message.round, state, message.facts["record"])
+    return State(found.pop("slm", None), found.pop("llm", None), found, distil)
+
+
+def _checkpoint(message: Message) -> Checkpoint:
+    facts = message.facts
+    return Checkpoint(message.round, unpacked(message), facts["record"], facts.get("heard", ()))

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cotune.cli_deploy import app as deploy_app
 from cotune.errors import CotuneError
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ audit_app = typer.Typer(
     help="Did the student become a copy, does it know who it is, does it leak?", invoke_without_command=True
 )
 app.add_typer(audit_app, name="audit")
+app.add_typer(deploy_app, name="deploy")
 
 
 class Origin(StrEnum):
@@ -257,6 +259,18 @@ def recount(
         _print([row.as_facts() for row in found])
     else:
         print("\n".join(row.line() for row in found))
+
+
+@app.command()
+def status(folder: RunFolder, as_json: Json = False) -> None:
+    """Say how far a run is and who is awaited, while it goes on or after it was stopped."""
+    from cotune import waiting
+
+    found = waiting.status(folder)
+    if as_json:
+        _print(found)
+    else:
+        print(waiting.describe(found))
 
 
 @app.command()

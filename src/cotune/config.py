@@ -19,6 +19,7 @@ from cotune import overrides as overriding
 from cotune.audit_settings import AuditingConfig, GatesConfig
 from cotune.endpoint_settings import PATIENCE, EndpointSettings
 from cotune.errors import ConfigError
+from cotune.example_privacy import PrivateConfig
 
 
 class Settings(BaseModel):
@@ -64,6 +65,9 @@ class TuneConfig(Settings):
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, gt=0, description="largest gradient norm per client")
     max_length: int = Field(512, gt=1, description="tokens; longer examples lose the start of their prompt")
+    private: PrivateConfig | None = Field(
+        None, description="hide every single example of a client (DP-SGD); of the clients' own tuning only"
+    )
 
 
 class ModelConfig(Settings):

@@ -8,43 +8,36 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, Literal
+from dataclasses import replace
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from cotune.errors import WireError
 from cotune.guarded import Guards
-from cotune.protocols import TUNE, Aggregator, Gathered, Transport
-from cotune.records import Adapter, Array, Event, Facts, Failure, Listener, Message, Round, adapter_header
+from cotune.journal import ASK, GATHER, Journal, Kept, Ledger, Step, exchange, phase
+from cotune.protocols import TUNE, Aggregator, Gathered, State, Transport
+from cotune.records import (
+    Adapter,
+    Array,
+    Event,
+    Facts,
+    Failure,
+    Listener,
+    Message,
+    Round,
+    adapter_digest,
+    adapter_header,
+)
 
-How = Literal["asked", "summed", "packed"]
-"""How a reply is used: read alone, added to others as it is, or unpacked and added."""
+if TYPE_CHECKING:
+    from cotune.under_masks import UnderMasks  # it needs the extra `secure`
+
+How = Literal["asked", "masked", "summed", "packed"]
+"""How a reply is used: read alone, or added to others: under its mask, as it is, or once it was unpacked."""
 LARGEST = 1e15
 """Largest weight or sum that a reply may hold; far above any count, far below what overflows."""
-
-
-@dataclass(slots=True)
-class Ledger:
-    """What crossed the wire and what went wrong since it was last taken.
-
-    `clear_bytes` came up in replies that are read one by one, `gathered_bytes` in replies that are summed;
-    `seconds` passed while the server waited for clients.
-    """
-
-    up_bytes: int = 0
-    down_bytes: int = 0
-    clear_bytes: int = 0
-    gathered_bytes: int = 0
-    seconds: float = 0.0
-    failures: list[Failure] = field(default_factory=list)
-
-    @property
-    def traffic(self) -> dict[str, int]:
-        """The byte counts by name."""
-        names = ("up_bytes", "down_bytes", "clear_bytes", "gathered_bytes")
-        return {name: getattr(self, name) for name in names}
 
 
 class Federation:
@@ -61,8 +54,11 @@ class Federation:
         )
         self.ledger = Ledger()
         self.guards: Guards | None = None
+        self.masks: UnderMasks | None = None
         self.overhear: Callable[[Message], None] = lambda _: None
         """Told every usable reply that is read one by one."""
+        self.journal = Journal()
+        """Where what came of each step is kept; by default nowhere."""
         self._round = Round(0, 0, 0, ())
 
     def clients(self) -> tuple[str, ...]:
@@ -76,9 +72,29 @@ class Federation:
         Replies are added up as they come, but in the order of the clients' names, so that the order in which
         they come changes nothing; one that is early is held until those before it have come or failed.
         """
+        self._round, step = round, exchange(GATHER, action, adapter, round.cohort)
+        kept = self._once(step, lambda: Kept(gathered=self._gather(action, adapter, round)))
+        assert kept.gathered is not None
+        return kept.gathered
+
+    def _gather(self, action: str, adapter: Adapter | None, round: Round) -> Gathered:
+        guards = self.guards if self._is_guarded(action, adapter) else None
+        facts: dict[str, Any] = {"action": action, "asked": list(round.cohort)}
+        if self.masks is not None:
+            found, outcome = self.masks.gather(self, action, adapter, round, guards)
+            facts |= {"reason": outcome.reason, "plan": dict(outcome.plan)}
+        else:
+            found = self._gather_clear(action, adapter, round, guards)
+        if found.adapter and guards:
+            facts["digest"] = adapter_digest(found.adapter)  # opened, so it counts: too little or not
+        self.ledger.sums.append({**facts, "summed": found.num_replies})
+        return found if found.num_replies >= self.minimum else Gathered(None, {}, found.num_replies)
+
+    def _gather_clear(
+        self, action: str, adapter: Adapter | None, round: Round, guards: Guards | None
+    ) -> Gathered:
         sums: Counter[str] = Counter()
         num_replies = 0
-        guards = self.guards if self._is_guarded(action, adapter) else None
 
         def updates() -> Iterator[tuple[Mapping[str, Array], float]]:
             nonlocal num_replies
@@ -88,11 +104,12 @@ class Federation:
                 yield arrays, float(reply.facts["weight"])
 
         coming = updates()
-        first = next(coming, None)
-        folded = self.aggregator.fold(chain([first], coming)) if adapter and first else {}
-        deque(coming, maxlen=0)
-        if num_replies < self.minimum:
+        early = list(islice(coming, self.minimum))
+        if len(early) < self.minimum:
             return Gathered(None, {}, num_replies)
+        folded = self.aggregator.fold(chain(early, coming)) if adapter else {}
+        del early
+        deque(coming, maxlen=0)
         if adapter and guards:
             return Gathered(guards.arrived(adapter, folded, round, num_replies), dict(sums), num_replies)
         return Gathered(adapter and adapter.with_arrays(folded), dict(sums), num_replies)
@@ -104,7 +121,7 @@ class Federation:
         self, action: str, adapter: Adapter | None, round: Round, guards: Guards | None
     ) -> Iterator[tuple[Message, Mapping[str, Array]]]:
         """Usable replies in order, with their arrays as they were before they were packed."""
-        outcomes = self._exchange(action, adapter, round, None, gathered=True)
+        outcomes = self._exchange(action, adapter, round, None, "packed" if guards else "summed")
         for reply in in_order(outcomes, round.cohort):
             try:
                 arrays = guards.unpacked(reply.arrays, round, adapter.arrays) if guards and adapter else None
@@ -124,16 +141,61 @@ class Federation:
 
         `told` asks its keys instead of the cohort, and tells each of them something of its own.
         """
-        found = self._exchange(action, adapter, round, told, gathered=False)
-        replies = sorted((one for one in found if isinstance(one, Message)), key=lambda reply: reply.client)
-        for reply in replies:
+        self._round, step = round, exchange(ASK, action, adapter, round.cohort, told)
+        kept = self._once(step, lambda: Kept(self._ask(action, adapter, round, told)))
+        for reply in kept.replies:
             self.overhear(reply)
-        return replies
+        return list(kept.replies)
+
+    def _ask(
+        self, action: str, adapter: Adapter | None, round: Round, told: Mapping[str, Facts] | None
+    ) -> tuple[Message, ...]:
+        return tuple(sorted(self.asking(action, adapter, round, told), key=lambda reply: reply.client))
+
+    def asking(
+        self, action: str, adapter: Adapter | None, round: Round, told: Mapping[str, Facts] | None = None
+    ) -> Iterator[Message]:
+        """Usable replies that are read one by one, as they come."""
+        found = self._exchange(action, adapter, round, told, "asked")
+        return (one for one in found if isinstance(one, Message))
+
+    def masked(self, action: str, round: Round, told: Mapping[str, Facts]) -> Iterator[Message]:
+        """Usable replies that are masked, as they come."""
+        found = self._exchange(action, None, round, told, "masked")
+        return (one for one in found if isinstance(one, Message))
+
+    def begin(self, round: Round, state: State) -> None:
+        """A round begins from this state."""
+        self._round = round
+        self.journal.begin(round.index, state)
+
+    def once(
+        self, name: str, state: State, do: Callable[[], tuple[State, Mapping[str, Any]]]
+    ) -> tuple[State, Mapping[str, Any]]:
+        """The state after a phase, and facts, which must be JSON values: as recorded, else by doing it."""
+
+        def kept() -> Kept:
+            found, facts = do()
+            return Kept(state=found, facts=facts)
+
+        came = self._once(phase(name, state), kept)
+        for reply in came.heard:
+            self.overhear(reply)
+        assert came.state is not None
+        return came.state, came.facts
+
+    def _once(self, step: Step, do: Callable[[], Kept]) -> Kept:
+        """Do a step that is not in the journal; what crossed in it counts once, whether it is or not."""
+        before, self.ledger = self.ledger, Ledger()
+        kept = self.journal.once(step, lambda: replace(do(), ledger=self.ledger))
+        self.ledger = before + kept.ledger
+        return kept
 
     def refuse(self, reply: Message, reason: str) -> None:
         """Record that a reply which had come does not count."""
         self.ledger.failures.append(Failure(reply.client, reply.round, "rejected", reason))
-        self.progress(reply.action.rpartition("/")[2], 0, 1, client=reply.client, note=f"rejected: {reason}")
+        told = {"client": reply.client, "kind": "rejected", "note": f"rejected: {reason}"}
+        self.progress(reply.action.rpartition("/")[2], 0, 1, **told)
 
     def progress(self, phase: str, done: int, total: int, **facts: Any) -> None:
         """Tell whoever watches; the round is the one of the last exchange."""
@@ -150,18 +212,16 @@ class Federation:
         adapter: Adapter | None,
         round: Round,
         told: Mapping[str, Facts] | None,
-        *,
-        gathered: bool,
+        how: How,
     ) -> Iterator[Message | Failure]:
         """Usable replies, and failures of clients that send none, as they come; all else is written down."""
-        self._round = round
         messages = _messages(action, adapter, round, told)
-        self.progress(action.rpartition("/")[2], 0, 1)
         expected = {message.client for message in messages}
-        how: How = "asked" if not gathered else "packed" if self._is_guarded(action, adapter) else "summed"
+        self.progress(action.rpartition("/")[2], 0, 1, asked=sorted(expected))
+        self.ledger.actions = sorted({*self.ledger.actions, action})
         usable: set[str] = set()
         for outcome, down, up in self._awaited(messages):
-            self._count(down, up, gathered)
+            self._count(down, up, how != "asked")
             problem = (
                 outcome
                 if isinstance(outcome, Failure)
@@ -171,10 +231,10 @@ class Federation:
                 usable.add(outcome.client)
             else:
                 self.ledger.failures.append(problem)
-            note = {"note": f"{problem.kind}: {problem.reason}"} if problem else {}
+            note = {"note": f"{problem.kind}: {problem.reason}", "kind": problem.kind} if problem else {}
             seen = {"client": outcome.client, "up_bytes": up, "down_bytes": down, **note}
             self.progress(
-                "gather" if gathered else action.rpartition("/")[2], len(usable), len(messages), **seen
+                "gather" if how != "asked" else action.rpartition("/")[2], len(usable), len(messages), **seen
             )
             if problem is None or problem is outcome:
                 yield outcome
@@ -245,8 +305,8 @@ def check_reply(
         reply: what came.
         sent: what was asked.
         who: the clients that were asked, and those whose reply is already here.
-        how: it is read alone (asked), or is to be summed, so that it must have a weight, sums and the arrays
-            that were sent (summed) or what guards have made of them (packed).
+        how: it is read alone (asked) or is masked; or it is to be summed, so that it must have a weight, sums
+            and the arrays that were sent (summed) or what guards have made of them (packed).
 
     Raises:
         WireError: unknown or repeated client, another round or action, a refusal, a non-finite value; and if
@@ -263,11 +323,11 @@ def check_reply(
         )
     if "refused" in reply.facts:
         raise WireError(f"refused: {reply.facts['refused']!s:.300}")
-    if how != "asked":
+    if how in ("summed", "packed"):
         _check_update(reply, sent, is_packed=how == "packed")
     for name, array in reply.arrays.items():
         if not np.isfinite(array).all():
-            cure = ": training diverged; lower slm.tune.lr" if how != "asked" else ""
+            cure = ": training diverged; lower slm.tune.lr" if how in ("summed", "packed") else ""
             raise WireError(f"{name}: a value is not finite{cure}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from cotune.config import Config, ModelConfig, RuntimeConfig, ShrinkConfig
 from cotune.data import Dataset
 from cotune.models import causal_lm, zoo
 from cotune.models.heal import Healing, heal
-from cotune.models.learner import Learner
+from cotune.models.learner import Hiding, Learner
 from cotune.models.lora import LoraStack, save_peft
 from cotune.models.shrink import shrink
 from cotune.models.tune import Tick
@@ -41,6 +41,11 @@ class Fleet:
         """Which of `slm` and `llm` there are."""
         return frozenset([SLM] * bool(self.slms) + ["llm"] * bool(self.llm))
 
+    @property
+    def num_values(self) -> int:
+        """Values of one client's update; of the family that has most."""
+        return max((slm.stack.num_parameters for slm in self.slms.values()), default=0)
+
     def of(self, family: str) -> dict[str, Learner]:
         """The models that a strategy meets, by role."""
         slm = {SLM: self.slms[family]} if self.slms else {}
@@ -50,6 +55,17 @@ class Fleet:
     def models(self) -> dict[str, Learner]:
         """All of them: `llm`, and the SLMs by family."""
         return {**({"llm": self.llm} if self.llm else {}), **self.slms}
+
+    def hiding(self, config: Config, secret_of: Callable[[str], bytes]) -> Fleet:
+        """The same where clients tune so that none of their examples shows, if the configuration says so."""
+        models = families.models(config)
+        slms = {
+            name: replace(slm, hiding=Hiding(private, secret_of))
+            if (private := models[name].tune.private)
+            else slm
+            for name, slm in self.slms.items()
+        }
+        return replace(self, slms=slms)
 
     def describe(self, config: Config) -> dict[str, Any]:
         """Which models, and where they are, for results.json; `label` is for people to read."""
@@ -66,21 +82,31 @@ class Fleet:
             save_peft(adapter, folder / name, self.models[name].name)
 
 
-def load(config: Config, dataset: Dataset, tick: Callable[[str], Tick], note: Note) -> Fleet:
+def load(
+    config: Config, dataset: Dataset, tick: Callable[[str], Tick], note: Note, client: str | None = None
+) -> Fleet:
     """What the strategy trains, and both roles where they teach each other; an endpoint stands for the LLM.
 
-    Where no SLM is trained, who would hold which does not matter.
+    Where no SLM is trained, who would hold which does not matter. A process of one `client` holds the SLM of
+    its family, and nothing else.
     """
     trained = plugins.module("strategy", config.strategy.name).TRAINS
     wanted = trained | ({SLM, "llm"} if config.allocator else set())
     if config.allocator and config.teach.teacher:
         wanted -= {"llm"}
     members = families.members(config, dataset.clients)
+    if client is not None:
+        members = {name: found for name, found in members.items() if client in found}
+        wanted -= {"llm"}
     around = (config.runtime, dataset.public, note)
     llm = learner("llm", config.llm, tick, around) if "llm" in wanted else None
     if SLM not in wanted:
         return Fleet(llm, {}, {SLM: dataset.clients})
-    slms = {name: learner(SLM, model, tick, around) for name, model in families.models(config).items()}
+    slms = {
+        name: learner(SLM, model, tick, around)
+        for name, model in families.models(config).items()
+        if name in members
+    }
     return Fleet(llm, slms, members)
 
 

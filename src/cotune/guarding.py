@@ -41,14 +41,12 @@ class Sender:
     secret: bytes = field(repr=False)
     memo: Mapping[str, Array] = field(default_factory=dict)
 
-    def rng(self, purpose: str) -> np.random.Generator:
-        """Randomness of a round that nobody can foretell who lacks the secret; the same when a round is done
-        again, so that doing it again tells nobody more."""
-        return secret_rng(self.secret, self.client, str(self.round.index), purpose)
-
 
 def secret_rng(secret: bytes, *purpose: str) -> np.random.Generator:
-    """A generator that depends on a secret and the given words, and on nothing else."""
+    """A generator that depends on a secret and the given words, and on nothing else.
+
+    Whatever it hides must depend on the words: the same stream over two values tells their difference.
+    """
     import numpy as np
 
     words = b"".join(len(word.encode()).to_bytes(4, "big") + word.encode() for word in purpose)
@@ -66,10 +64,6 @@ class Total:
     round: Round
     num_replies: int
     secret: bytes = field(repr=False)
-
-    def rng(self, purpose: str) -> np.random.Generator:
-        """Randomness of a round that no client can foretell; the same when a round is done again."""
-        return secret_rng(self.secret, "server", str(self.round.index), purpose)
 
 
 class Guard(Protocol):

@@ -18,7 +18,10 @@ from cotune import report
 from cotune.config import Config
 from cotune.errors import ConfigError, CotuneError, Interrupted, Paused, RunError
 from cotune.live import live
+from cotune.parties import Parties
 from cotune.progress import Plan
+from cotune.records import Event, Listener
+from cotune.waiting import watched
 
 CONFIG = "config.yaml"
 
@@ -55,6 +58,8 @@ def resume(folder: Path, console: Console) -> dict[str, Any]:
         raise ConfigError(f"{folder}: no run to resume, {CONFIG} is missing. Start one: cotune run CONFIG")
     config = configs.load(path)
     if _is_done(config, folder):
+        if not (folder / report.PAGE).is_file():
+            report.render(folder)
         console.print(f"{folder}: all {config.rounds} rounds are done, nothing to resume", highlight=False)
         return report.read_results(folder)
     return run(config, folder, console)
@@ -68,20 +73,33 @@ def _is_done(config: Config, folder: Path) -> bool:
     return (results.get("fingerprint"), results.get("rounds")) == (configs.fingerprint(config), config.rounds)
 
 
-def run(config: Config, folder: Path, console: Console) -> dict[str, Any]:
-    """Build, run and report; what goes wrong is told with the command that resumes."""
+def run(config: Config, folder: Path, console: Console, parties: Parties | None = None) -> dict[str, Any]:
+    """Build, run and report; what goes wrong is told with the command that resumes.
+
+    `parties`: clients on other machines; by default all live in this process.
+    """
     from cotune import build, session
 
     first = 1 + max((r["round"] for r in report.read_rounds(folder)), default=0)
     plan = Plan(config.strategy.name, config.rounds, first_round=first)
-    with _stoppable(folder), _resumable(folder):
-        with live(console, plan) as listener:
-            ready = build.session(config, folder, listener, _teller(console))
+    with _stoppable(folder), _resumable(folder), watched(folder) as noted:
+        with live(console, plan) as shown:
+            ready = build.session(config, folder, _both(shown, noted), _teller(console), parties)
             _prepare(config, folder)
             results = session.run(ready, folder)
         report.render(folder)
     console.print(f"report: {folder / report.PAGE}", highlight=False)
     return results
+
+
+def _both(first: Listener, second: Listener) -> Listener:
+    """Hears every event twice."""
+
+    def hear(event: Event) -> None:
+        first(event)
+        second(event)
+
+    return hear
 
 
 def _prepare(config: Config, folder: Path) -> None:

@@ -9,6 +9,8 @@ from cotune.cast import LLM, SLM
 from cotune.config import Config
 from cotune.errors import ConfigError
 
+BLIND = ("everything", "random_subset")
+"""Selectors that choose without a look at the examples."""
 OF_A_PAIR = ("likeness", "rse", "homogenisation")
 """Audits that compare models of a run with each other."""
 BEHIND = {"similarity": ("rse", "likeness"), "identity": ("ice",), "canary": ("canary",)}
@@ -33,6 +35,35 @@ def refuse(config: Config) -> None:
         _refuse_audit(config, audit.name)
     _refuse_gates(config)
     _refuse_guards(config)
+    _refuse_private(config)
+
+
+def _refuse_private(config: Config) -> None:
+    """Private tuning where private examples also go another way."""
+    if config.llm.tune.private:
+        raise ConfigError(
+            "llm.tune.private: the server tunes the LLM on public examples, which need no hiding. Take it "
+            "out, or set slm.tune.private."
+        )
+    if not (config.slm.tune.private or any(family.tune.private for family in config.families)):
+        return
+    strategy = plugins.module("strategy", config.strategy.name)
+    if not getattr(strategy, "UPDATES", False) and config.strategy.name != "standalone":
+        raise ConfigError(
+            f"slm.tune.private: in strategy {config.strategy.name!r} clients give their examples away. Take "
+            "another strategy, or private out."
+        )
+    if config.allocator:
+        raise ConfigError(
+            "slm.tune.private: with an allocator clients also tune a reference and write paths, which hide "
+            "nothing. Take allocator or private out."
+        )
+    seen = [selector.name for selector in config.selector if selector.name not in BLIND]
+    if seen:
+        raise ConfigError(
+            f"slm.tune.private: selector {seen[0]} reads the examples that it chooses from, so that its "
+            f"choice tells of them. Take one of {', '.join(BLIND)}, or private out."
+        )
 
 
 def _refuse_guards(config: Config) -> None:
@@ -47,18 +78,12 @@ def _refuse_guards(config: Config) -> None:
         )
     if config.families:
         raise ConfigError(
-            "guards: they count on all clients holding the same model, and there are families. Take guards or "
-            "families out."
+            "guards: they count on all clients holding the same model, and there are families. Take guards "
+            "or families out."
         )
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise ConfigError(f"guards: {twice[0]} is there twice. Take one of them out.")
-    packs = [name for name in names[:-1] if getattr(plugins.module("guard", name), "PACKS", False)]
-    if packs:
-        raise ConfigError(
-            f"guards: {packs[0]} packs an update into fewer bytes, and {names[-1]} comes after it. Put "
-            f"{packs[0]} last."
-        )
 
 
 def _refuse_allocator(config: Config) -> None:

@@ -27,8 +27,7 @@ NUMBERS = frozenset({"metrics", "adapter"})
 @dataclass(slots=True)
 class Overheard:
     """What clients sent in the clear since it was last taken: texts; and of this round the centres of groups
-    of examples, each with the fingerprint of the model that it comes from. It is not in a checkpoint: a run
-    that goes on has not heard what was said before, as far as nobody had asked for it."""
+    of examples, each with the fingerprint of the model that it comes from."""
 
     texts: list[str] = field(default_factory=list)
     centres: list[tuple[str, Array]] = field(default_factory=list)
@@ -83,6 +82,10 @@ class Observing:
         heard = self.overheard.take() if READS_WHAT_CROSSED in names else Overheard()
         subject = self.subject(state, self._asked, heard)
         return {"audits": {name: dict(self.audits[name][0].observe(subject)) for name in names}}
+
+    def unread(self) -> list[str]:
+        """Texts that are kept for an audit; none if no audit reads them."""
+        return list(self.overheard.texts) if READS_WHAT_CROSSED in self.audits else []
 
     def follow(self, records: Sequence[Mapping[str, Any]], state: State) -> tuple[State, list[Decision]]:
         """What the gates make of the rounds so far, and the state after it."""

@@ -24,6 +24,7 @@ from cotune.changes import (
     score_of,
 )
 from cotune.chart import SLOTS, Series, Span, bar_chart, dumbbell, line_chart, share_bar
+from cotune.privacy_section import privacy_values
 from cotune.selection_page import selection_values
 from cotune.tables import amount, duration, percent
 from cotune.teaching_page import teaching_values
@@ -83,9 +84,10 @@ def page_values(results: Record, rounds: Sequence[Record], config: str) -> dict[
         "teaching": teaching_values(results, rounds),
         "audits": audits_values(rounds),
         "traffic": traffic(results, rounds),
+        "privacy": privacy_values(results, rounds),
         "time": time_spent(results, rounds),
         "failures": _failures(rounds),
-        "skipped": [r["round"] for r in rounds if r.get("skipped")],
+        "skipped": [r["round"] for r in rounds if r.get("status") == "failed"],
         "examples": [_example(e) for e in results.get("examples") or [] if isinstance(e, Mapping)],
         "facts": _facts(results),
         "config": config,

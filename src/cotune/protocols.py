@@ -122,7 +122,7 @@ class Gathered:
     def losses(self) -> dict[str, float]:
         """The clients' mean loss, if anybody sent one."""
         clients = self.sums.get("clients", 0.0)
-        return {"slm": self.sums["loss"] / clients} if clients else {}
+        return {"slm": self.sums["loss"] / clients} if clients and "loss" in self.sums else {}
 
 
 class Verbs(Protocol):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cotune import gates, memory, outcomes, report, savings
 from cotune.protocols import SLM
+from cotune.spending import is_spent
 
 if TYPE_CHECKING:
     from cotune.session import Session
@@ -43,14 +44,27 @@ def summarise(session: Session, out: Path, seconds: float) -> Record:
         },
         **({"selection": _choice(session, rounds)} if session.families[0].selectors else {}),
         **({"families": _by_family(session, first, last)} if len(session.families) > 1 else {}),
+        **({"privacy": session.spending.summary(rounds)} if session.spending else {}),
+        **({"example_privacy": _of_examples(session, rounds)} if session.example_spending else {}),
         **session.facts(),
     }
+
+
+def _of_examples(session: Session, rounds: list[Record]) -> Record:
+    """What private tuning promises for one example, by family."""
+    found = {}
+    for family in session.families:
+        if family.name in session.example_spending:
+            sizes = {client: session.dataset.num_train(client) for client in family.clients}
+            own = [{**r, "cohort": [c for c in r["cohort"] if c in sizes]} for r in rounds]
+            found[family.name] = dict(session.example_spending[family.name].summary(own, sizes))
+    return found
 
 
 def _status(last: Record, session: Session) -> str:
     if last["round"] == session.num_rounds:
         return "done"
-    return "stopped" if gates.is_stopped(last) else "running"
+    return "stopped" if gates.is_stopped(last) or is_spent(last) else "running"
 
 
 def _by_family(session: Session, first: Record, last: Record) -> Record:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -64,7 +63,7 @@ def select(
         members: among whom to choose; by default everybody.
     """
     all_of_them = federation.clients() if members is None else members
-    began, crossed = time.monotonic(), []
+    began, crossed = federation.journal.now(), []
     waiting: list[Collection[str]] = []
     answers: dict[str, int] = {}
     is_new, fresh, gone = False, set[str](), set[str]()
@@ -83,7 +82,7 @@ def select(
         fresh = {client for client, count in found.items() if count}
         is_new, gone = is_due, gone | silent | (found.keys() - fresh)
         crossed += numbered.crossed
-    seconds = time.monotonic() - began if is_new or crossed else 0.0
+    seconds = federation.journal.now() - began if is_new or crossed else 0.0
     return Selection({**before.counts, **answers}, waiting, answers, is_new, seconds, crossed)
 
 

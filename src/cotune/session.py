@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ import numpy as np
 from cotune import checkpoint, gates, outcomes, report, results, savings
 from cotune.allocation import Allocation, Traded
 from cotune.checkpoint import Checkpoint
+from cotune.cohorts import drawn
 from cotune.data import Dataset
 from cotune.errors import RunError
 from cotune.federation import Federation
 from cotune.host import Evaluator
+from cotune.journal import Journal, Ledger
 from cotune.observing import Observing
-from cotune.protocols import SLM, Selector, State, Strategy
+from cotune.protocols import SLM, TUNE, Selector, State, Strategy
 from cotune.records import Event, Round, derived_rng
 from cotune.selection import Selection, select, together
+from cotune.spending import ExampleSpending, Spending, ended, is_spent, with_actions
 
 Record = dict[str, Any]
 
@@ -66,6 +70,8 @@ class Session:
     allocation: Allocation | None = None
     prepare: Callable[[State], State] = lambda state: state
     observing: Observing | None = None
+    spending: Spending | None = None
+    example_spending: Mapping[str, ExampleSpending] = field(default_factory=dict)
     facts: Callable[[], Mapping[str, Any]] = dict
 
 
@@ -79,30 +85,39 @@ def run(session: Session, out: Path) -> Record:
     Returns:
         What stands in `results.json`.
     """
-    began = time.monotonic()
+    began, federation = time.monotonic(), session.federation
+    note = partial(federation.progress, "checkpoint", 0, 1)
+    federation.journal = Journal(out / "checkpoints", session.fingerprint, lambda text: note(note=text))
     resumed = checkpoint.latest(out / "checkpoints", session.fingerprint)
     if resumed is None:
-        state = session.prepare(_initial(session))
-        resumed = _finish_round(session, out, _cohort(session, 0), state, _Clock())
+        before, state = _cohort(session, 0), _initial(session)
+        federation.begin(before, state)
+        clock = _Clock(federation.journal.now)
+        state, _ = _once(session, "prepare", state, lambda: (session.prepare(state), {}))
+        resumed = _finish_round(session, out, before, state, clock)
     elif not any(record["round"] == resumed.round for record in report.read_rounds(out)):
         report.append_round(out, resumed.record)
+    if session.observing:
+        session.observing.overheard.texts = list(resumed.heard)
     state = resumed.state
     in_use = savings.in_use([r for r in report.read_rounds(out) if r["round"] <= resumed.round])
     for index in range(resumed.round + 1, session.num_rounds + 1):
-        if gates.is_stopped(resumed.record):
+        if gates.is_stopped(resumed.record) or is_spent(resumed.record):
             break
-        clock, cohort = _Clock(), _cohort(session, index)
+        clock, cohort = _Clock(federation.journal.now), _cohort(session, index)
+        federation.begin(cohort, state)
         losses: Mapping[str, float] = {}
         if session.observing:
             session.observing.begin(state)
         now, chosen = _select(session, in_use, state, cohort, clock)
         in_use = chosen or in_use
         traded = _trade(session, state, now, clock)
-        waited = session.federation.ledger.seconds
+        waited = federation.ledger.seconds
         with clock.phase("co-tune"):
             if now.cohort:
-                state, losses = _co_tune(session, state, now)
-        clock.move("co-tune", "tune", session.federation.ledger.seconds - waited)
+                do = partial(_co_tune, session, state, now)
+                state, losses = _once(session, "co-tune", state, do)
+        clock.move("co-tune", "tune", federation.ledger.seconds - waited)
         state, lesson_facts = _learn(session, traded, state, now, clock)
         _refuse_divergence(state, now)
         facts = {"losses": losses, **_selection_facts(session, chosen, cohort, clock), **lesson_facts}
@@ -111,7 +126,20 @@ def run(session: Session, out: Path) -> Record:
     found = results.summarise(session, out, time.monotonic() - began)
     session.save_adapters(out / "adapters", state)
     report.write_results(out, found)
+    federation.journal.end()
     return found
+
+
+def _once(
+    session: Session, name: str, state: State, do: Callable[[], tuple[State, Mapping[str, Any]]]
+) -> tuple[State, Mapping[str, Any]]:
+    """A phase that is not done again when a run goes on after it."""
+
+    def plain() -> tuple[State, Mapping[str, Any]]:
+        found, facts = do()
+        return found, report.plain(facts)
+
+    return session.federation.once(name, state, plain)
 
 
 def _initial(session: Session) -> State:
@@ -173,7 +201,8 @@ def _learn(
     if session.allocation is None or traded is None:
         return state, {}
     with clock.phase("teach"):
-        state, record = session.allocation.learn(traded, state, now, session.federation)
+        do = partial(session.allocation.learn, traded, state, now, session.federation)
+        state, record = _once(session, "learn", state, do)
     return state, {"teaching": record}
 
 
@@ -206,17 +235,17 @@ def _refuse_divergence(state: State, now: Round) -> None:
 
 
 class _Clock:
-    """Seconds by phase."""
+    """Seconds by phase; `now` also counts what was done before the run was stopped."""
 
-    def __init__(self) -> None:
-        self.began = time.monotonic()
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now, self.began = now, now()
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        began = time.monotonic()
+        began = self.now()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+        self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - began
 
     def move(self, source: str, target: str, seconds: float) -> None:
         """Count some of one phase's time as another's."""
@@ -225,12 +254,7 @@ class _Clock:
 
 
 def _cohort(session: Session, index: int) -> Round:
-    clients = session.federation.clients()
-    size = max(1, round(session.cohort_fraction * len(clients)))
-    cohort = clients
-    if index > 0 and size < len(clients):
-        picked = derived_rng(session.seed, "cohort", str(index)).choice(len(clients), size, replace=False)
-        cohort = tuple(clients[i] for i in sorted(picked))
+    cohort = drawn(session.seed, index, session.federation.clients(), session.cohort_fraction)
     return Round(index, session.num_rounds, session.seed, cohort)
 
 
@@ -245,31 +269,33 @@ def _finish_round(
     """Evaluate if it is due, then make the round last: checkpoint first, its line in rounds.jsonl second."""
     ledger = session.federation.take_ledger()
     record: Record = {"round": now.index, "cohort": list(now.cohort) if now.index else []}
-    if _is_measured(session, now.index):
+    record |= _spent(session, out, now, ledger)
+    if _is_measured(session, now.index) or is_spent(record):
         with clock.phase("evaluate"):
-            record |= _measure(session, state, now)
+            do = partial(_measure, session, state, now)
+            record |= _once(session, "evaluate", state, lambda: (state, do()))[1]
     if session.observing:
         with clock.phase("audit"):
             record |= session.observing.observe(state, now.index, session.num_rounds)
         state, decisions = session.observing.follow([*_before(out, now.index), record], state)
         if decisions:
             record |= {"gates": [decision.as_facts() for decision in decisions], "distil": state.distil}
-    extra = session.federation.take_ledger()
-    failures = [*ledger.failures, *extra.failures]
-    traffic = {name: value + extra.traffic[name] for name, value in ledger.traffic.items()}
+    whole = ledger + session.federation.take_ledger()
+    record |= with_actions(record, whole)
     facts = facts or {}
     losses = facts.get("losses", {})
     record |= {
         **facts,
         "losses": dict(losses),
-        "traffic": traffic,
-        "failures": [asdict(failure) for failure in failures],
-        "skipped": now.index > 0 and not losses,
-        **_idle(session, now, losses),
+        "traffic": whole.traffic,
+        "failures": [asdict(failure) for failure in whole.failures],
+        **(ended(now, ledger, session.federation.minimum) if now.index else {}),
+        **_idle(session, now, ledger),
         "phases": clock.seconds,
-        "seconds": time.monotonic() - clock.began,
+        "seconds": clock.now() - clock.began,
     }
-    done = Checkpoint(now.index, state, report.plain(record))
+    heard = session.observing.unread() if session.observing else []
+    done = Checkpoint(now.index, state, report.plain(record), heard)
     with clock.phase("checkpoint"):
         checkpoint.save(out / "checkpoints", done, session.fingerprint, session.keep_checkpoints)
         report.append_round(out, done.record)
@@ -290,12 +316,22 @@ def _before(out: Path, index: int) -> list[Record]:
     return [record for record in report.read_rounds(out) if record["round"] < index]
 
 
-def _idle(session: Session, now: Round, losses: Mapping[str, float]) -> Record:
+def _spent(session: Session, out: Path, now: Round, ledger: Ledger) -> Mapping[str, Any]:
+    """What the round has told about clients in spite of noise, where there is a budget for it."""
+    if session.spending is None:
+        return {}
+    coming = _cohort(session, now.index + 1) if now.index < session.num_rounds else None
+    return session.spending.record(_before(out, now.index), now, ledger, coming)
+
+
+def _idle(session: Session, now: Round, ledger: Ledger) -> Record:
     """Families that learned nothing in a round: nobody was drawn, or there was no usable reply."""
     if len(session.families) == 1 or now.index == 0:
         return {}
-    busy = {name.partition(" ")[2] or SLM for name in losses}
-    idle = [family.name for family in session.families if family.name not in busy]
+    busy = {
+        client for one in ledger.sums if one["action"] == TUNE and one["summed"] for client in one["asked"]
+    }
+    idle = [family.name for family in session.families if not busy.intersection(family.clients)]
     return {"idle_families": idle} if idle else {}
 
 

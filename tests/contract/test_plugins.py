@@ -142,7 +142,7 @@ def test_a_preference_loss_is_finite_falls_with_the_margin_and_leaves_its_argume
 def test_an_aggregator_keeps_names_shapes_and_types_and_its_arguments(name):
     aggregator = plugins.load("aggregator", name, {})
     rng = np.random.default_rng(0)
-    updates = [({"a": rng.standard_normal((2, 3)).astype(np.float32)}, 1.0 + k) for k in range(4)]
+    updates = [({"a": rng.standard_normal((2, 3)).astype(np.float32)}, 1.0 + k) for k in range(7)]
     before = [arrays["a"].copy() for arrays, _ in updates]
     found, again = aggregator.fold(updates), aggregator.fold(iter(updates))
     assert (found["a"].shape, found["a"].dtype) == ((2, 3), np.float32)

@@ -69,7 +69,7 @@ def test_without_a_winner_nothing_changes(small, tmp_path):
     found = tiny.run(small, tmp_path / "run", strategy="fedavg", selector=nobody)
     rounds = report.read_rounds(tmp_path / "run")
     assert found["selection"]["chosen"] == 0
-    assert all(line["skipped"] and line["cohort"] == [] for line in rounds[1:])
+    assert all(line["status"] == "failed" and line["cohort"] == [] for line in rounds[1:])
     arrays = load_peft(tmp_path / "run" / "adapters" / "slm", "").arrays
     assert not any(array.any() for name, array in arrays.items() if "lora_B" in name)
 

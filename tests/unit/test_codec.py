@@ -187,3 +187,91 @@ def test_a_text_takes_the_bytes_that_utf_8_gives_it():
     assert odd - plain == 50 * (2 + 3 + 3 + 3)
     message = Message("a", 1, "b", {}, {"text": "ö\ud800"})
     assert decode(encode(message)) == message
+
+
+def framed(head: bytes, table: bytes = b"{}", body: bytes = b"") -> bytes:
+    return struct.pack("<Q", len(head)) + head + struct.pack("<Q", len(table)) + table + body
+
+
+HEAD = b'{"client":"c","round":1,"action":"t","facts":{"x":%s}}'
+
+
+def test_the_frame_of_these_tests_is_what_the_codec_reads():
+    assert decode(framed(HEAD % b"[1,2.5]")).facts == {"x": [1, 2.5]}
+
+
+@pytest.mark.parametrize(
+    ("head", "complaint"),
+    [
+        (HEAD % b"1e999", "1e999 is too large for a number"),
+        (HEAD % b"-1e999", "too large"),
+        (HEAD % b"NaN", "NaN is not allowed"),
+        (HEAD % b'{"a":1,"a":2}', "a name stands twice"),
+        (b'{"client":"b",' + (HEAD % b"1")[1:], "a name stands twice"),
+        ((HEAD % b"1").decode().encode("utf-16-le"), "cannot be decoded"),
+        ((HEAD % b"1").decode().encode("utf-32"), "cannot be decoded"),
+        ((HEAD % b"1").decode().encode("utf-8-sig"), "cannot be decoded"),
+        (HEAD % (b"[" * 70 + b"]" * 70), "nested more than 64 deep"),
+        (HEAD % (b"1" * 5000), "cannot be decoded"),
+    ],
+    ids=["inf", "-inf", "nan", "name", "field", "utf-16", "utf-32", "mark", "depth", "digits"],
+)
+def test_a_head_that_another_reader_would_read_otherwise_is_refused(head, complaint):
+    with pytest.raises(WireError, match=complaint) as error:
+        decode(framed(head))
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("row", "body"),
+    [
+        ({"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}, bytes(8)),
+        ({"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}, b"\1\2"),
+        ({"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}, bytes(2)),
+        ({"dtype": "F32", "shape": [2**64 - 1, 0], "data_offsets": [0, 0]}, b""),
+        ({"dtype": "F32", "shape": [-1], "data_offsets": [0, 0]}, b""),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, bytes(8)),
+        ({"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}, bytes(8)),
+        ({"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}, b""),
+    ],
+    ids=["complex", "truth of 2", "bfloat16", "huge and empty", "negative", "more", "gap", "overflow"],
+)
+def test_a_table_of_arrays_that_lies_is_refused(row, body):
+    with pytest.raises(WireError, match="cannot be decoded"):
+        decode(framed(HEAD % b"1", json.dumps({"a": row}).encode(), body))
+
+
+def test_what_would_be_refused_when_it_comes_is_refused_when_it_is_sent(monkeypatch):
+    deep: list[object] = []
+    for _ in range(70):
+        deep = [deep]
+    endless: list[object] = []
+    endless.append(endless)
+    refused = {
+        "nested more than 64 deep": {"x": deep},
+        "Circular reference": {"x": endless},
+        "marks of names and values, limit 100": {"x": [0] * 200},
+        "head of .* bytes, limit 1,000": {"x": "a" * 2000},
+    }
+    monkeypatch.setattr(codec, "MAX_VALUES", 100)
+    monkeypatch.setattr(codec, "MAX_JSON", 1000)
+    for complaint, facts in refused.items():
+        with pytest.raises(WireError, match=complaint):
+            encode(Message("c", 1, "t", {}, facts))
+    with pytest.raises(WireError, match="complex64 is no type of real numbers"):
+        encode(Message("c", 1, "t", {"x": np.zeros(2, np.complex64)}))
+    monkeypatch.setattr(codec, "MAX_HEADER", 50)
+    with pytest.raises(WireError, match="names and shapes of arrays claim"):
+        encode(Message("c", 1, "t", {"x": np.zeros(2)}))
+
+
+def test_many_values_in_few_bytes_cost_no_memory(monkeypatch):
+    """An empty list takes three bytes here and sixty there."""
+    monkeypatch.setattr(codec, "MAX_VALUES", 1 << 10)
+    data = framed(HEAD % (b"[" + b"[]," * 200_000 + b"0]"))
+    tracemalloc.start()
+    with pytest.raises(WireError, match="marks of names and values"):
+        decode(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * len(data)

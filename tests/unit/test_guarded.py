@@ -173,13 +173,13 @@ def test_the_bound_is_that_of_the_last_guard_that_sets_one(tmp_path):
     assert guards(tmp_path, a=Adding(0)).bound is None
 
 
-def test_a_secret_decides_the_noise_of_each_client_round_and_purpose():
-    def draw(secret: bytes = b"s" * 32, client="ann", index=1, purpose="noise"):
-        return Sender(client, replace(NOW, index=index), secret).rng(purpose).random(4).tolist()
+def test_a_secret_and_words_decide_a_stream():
+    def draw(secret: bytes = b"s" * 32, *words: str):
+        return tuple(secret_rng(secret, *(words or ("ann", "1", "noise"))).random(4))
 
     assert draw() == draw()
-    others = [draw(b"t" * 32), draw(client="bob"), draw(index=2), draw(purpose="rounding")]
-    assert len({tuple(x) for x in [draw(), *others]}) == 5
+    others = [draw(b"t" * 32), draw(b"s" * 32, "bob", "1", "noise"), draw(b"s" * 32, "ann", "2", "noise")]
+    assert len({draw(), *others}) == 4
 
 
 def test_words_of_a_purpose_do_not_run_together():

@@ -308,7 +308,7 @@ def test_an_answer_is_shown_from_its_index_or_as_text() -> None:
         ),
         ({"metrics": None, "gain": None, "data": None, "versions": None}, [{"round": 3, "metrics": None}]),
         (results(1), [record(1)]),
-        (results(3), [record(0), record(7, skipped=True)]),
+        (results(3), [record(0), record(7, status="failed")]),
     ],
 )
 def test_any_part_may_be_missing(
@@ -330,7 +330,7 @@ def test_a_run_without_an_llm_shows_none(tmp_path: Path) -> None:
 
 def test_a_skipped_round_and_failures_are_told(tmp_path: Path) -> None:
     failure = {"client": "food", "round": 1, "kind": "late", "reason": "no reply within 30 s"}
-    page = Page(a_run(tmp_path, results(), [record(0), record(1, skipped=True, failures=[failure])]))
+    page = Page(a_run(tmp_path, results(), [record(0), record(1, status="failed", failures=[failure])]))
     assert "No usable reply in round 1" in page.text
     assert "no reply within 30 s" in page.text
 

@@ -35,6 +35,19 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
+class Privacy:
+    """How a job's examples are hidden (see `cotune.models.dp_sgd`).
+
+    clip: largest norm of an example's gradient; noise_multiplier: standard deviation of the noise in clips;
+    rng: draws batches and noise. It comes from a secret of the client's: others know the run's seed.
+    """
+
+    clip: float
+    noise_multiplier: float
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True, slots=True)
 class TuneJob:
     """One client's work. `span`: its start and end in the learning-rate schedule, as shares of the run."""
 
@@ -42,6 +55,7 @@ class TuneJob:
     adapter: Adapter
     rng: np.random.Generator
     span: tuple[float, float] = (0.0, 1.0)
+    private: Privacy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +67,13 @@ class Tuned:
     steps: int
     tokens: int
     cut: int
+    is_private: bool = False
 
     @property
     def sums(self) -> dict[str, float]:
-        """Numbers that may be added up over clients."""
+        """Numbers that may be added up over clients; of a private job, none that tells of its examples."""
+        if self.is_private:
+            return {"steps": float(self.steps)}
         return {"loss": self.loss, "clients": 1.0, "tokens": float(self.tokens), "cut": float(self.cut)}
 
 
@@ -98,6 +115,8 @@ def tune(
     Returns:
         One `Tuned` per job.
     """
+    if any(job.private for job in jobs):
+        raise ValueError("a private job is for cotune.models.dp_sgd.tune_privately")
     plans = [plan_batches(lm, job.examples, config, job.rng) for job in jobs]
 
     def train(group: list[int], step_done: StepTick) -> list[Tuned]:
@@ -109,10 +128,17 @@ def tune(
 
 
 def stack_by_stack(
-    plans: Sequence[Plan], limit: int, tick: Tick, train: Callable[[list[int], StepTick], list[Result]]
+    plans: Sequence[Plan],
+    limit: int,
+    tick: Tick,
+    train: Callable[[list[int], StepTick], list[Result]],
+    groups: Sequence[list[int]] | None = None,
 ) -> list[Result]:
-    """What `train` makes of each stack, in the order of the plans; it counts steps from 1 in each stack."""
-    groups = stacks(plans, limit)
+    """What `train` makes of each stack, in the order of the plans; it counts steps from 1 in each stack.
+
+    `groups`: which plans share a stack; by default those of `stacks`.
+    """
+    groups = stacks(plans, limit) if groups is None else groups
     sizes = [max(len(plans[j].batches) for j in group) for group in groups]
     done: dict[int, Result] = {}
     for number, group in enumerate(groups):

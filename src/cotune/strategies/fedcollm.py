@@ -19,6 +19,7 @@ from cotune.protocols import Client, Parts, Reply, State, Verbs
 from cotune.records import Adapter, Round
 
 if TYPE_CHECKING:
+    from cotune.models.learner import Learner
     from cotune.models.mutual import Divergence
 
 
@@ -62,8 +63,14 @@ class FedCoLLM:
 
     def __init__(self, config: Config, parts: Parts, divergence: Divergence) -> None:
         self.config, self.public = config, parts.public
-        self.slm, self.llm = parts.learners["slm"], parts.learners["llm"]
+        self.slm, self._llm = parts.learners["slm"], parts.learners.get("llm")
         self.divergence = divergence
+
+    @property
+    def llm(self) -> Learner:
+        """The LLM, which only the server has."""
+        assert self._llm is not None
+        return self._llm
 
     def init(self, seed: int) -> State:
         """Fresh adapters theta (SLM) and omega (LLM)."""
@@ -126,12 +133,12 @@ def build(config: Config, parts: Parts) -> FedCoLLM:
     from cotune.models.causal_lm import check_vocabularies, same_vocabulary
     from cotune.models.mutual import Divergence
 
-    llm, slm = parts.learners["llm"], parts.learners["slm"]
+    llm, slm = parts.learners.get("llm"), parts.learners["slm"]
     weight, temperature, top_k = config.distill_weight, config.temperature, config.top_k
-    if weight > 0 and parts.num_families > 1 and not same_vocabulary(llm.lm, slm.lm):
+    if llm and weight > 0 and parts.num_families > 1 and not same_vocabulary(llm.lm, slm.lm):
         parts.note(f"{slm.name} has another vocabulary than the LLM: they co-tune on labels, without logits")
         weight = 0.0
-    if weight > 0:
+    if llm and weight > 0:
         check_vocabularies(llm.lm, slm.lm)
     loss = plugins.module("loss", config.loss).loss
     _try(loss, top_k)
