@@ -263,7 +263,7 @@ def named(kind: str, who: str = WHO, round: int = 1) -> Callable[[Path], str]:
     def look(folder: Path) -> str:
         [line] = [line for line in report.read_rounds(folder) if line["round"] == round]
         told = [(f["client"], f["kind"]) for f in line["failures"]]
-        status = line.get("status", "partial" if told else "full")
+        status = line["status"]
         is_whole = who != WHO or kind == "rejected twice"
         if told != [(who, kind.split()[0])]:
             return f"told of {told}"
@@ -275,8 +275,8 @@ def named(kind: str, who: str = WHO, round: int = 1) -> Callable[[Path], str]:
 def failed(folder: Path) -> str:
     """Whether round 1 failed, changed nothing, and the run went on."""
     lines = report.read_rounds(folder)
-    told = lines[1]["skipped"], lines[1]["losses"], len(lines), lines[1].get("status", "failed")
-    return "" if told == (True, {}, 3, "failed") else f"round 1: {told}"
+    told = lines[1]["status"], lines[1]["losses"], len(lines)
+    return "" if told == ("failed", {}, 3) else f"round 1: {told}"
 
 
 def shows_no_negative_time(folder: Path) -> str:

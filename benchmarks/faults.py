@@ -208,7 +208,10 @@ class Bench:
         else:
             shutil.copytree(self.folder / "half", self.folder / name)
             codes, wanted = [self.resume(name, cell.fault)], list(cell.codes)
-        problem = cell.check(self.folder / name)
+        try:
+            problem = cell.check(self.folder / name)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
         if cell.again:
             codes.append(self.resume(name, cell.again))
             wanted.append(cell.again_code)

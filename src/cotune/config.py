@@ -203,7 +203,9 @@ class RuntimeConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     stack: int = Field(8, gt=0, description="clients trained in one forward and backward")
     threads: int | None = Field(None, gt=0, description="CPU threads; torch's choice by default")
-    transport: Literal["inprocess"] = "inprocess"
+    deadline_seconds: float = Field(
+        600.0, gt=0, description="until a client that is on another machine is late with a step"
+    )
     score_tokens: int = Field(1024, gt=0, description="tokens scored in one forward pass")
     keep_checkpoints: int = Field(2, gt=0)
 
@@ -240,9 +242,7 @@ class Config(Settings):
     )
     teach: TeachConfig = TeachConfig()
     aggregator: PluginSpec = PluginSpec(name="mean")
-    guards: list[PluginSpec] = Field(
-        [], description="what an update goes through before it leaves a client, one after the other"
-    )
+    guards: list[PluginSpec] = Field([], description="what an update goes through before it leaves a client")
     cohort: CohortConfig = CohortConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     audits: list[PluginSpec] = Field(

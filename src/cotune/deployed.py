@@ -65,7 +65,7 @@ def _run(grid: Any, context: Any, folder: Path) -> Path:
     from rich.console import Console
 
     from cotune import launch
-    from cotune.transports.flower import Flower, Roster
+    from cotune.transports.flower import Flower, Patience, Roster
 
     party, config = _party(folder)
     run = configs.fingerprint(config)
@@ -80,7 +80,8 @@ def _run(grid: Any, context: Any, folder: Path) -> Path:
         with FileLock(folder / "serving.lock", timeout=0), (folder / "logs" / "run.log").open("a") as log:
             console = Console(file=log, width=110)
             note = partial(_note, console)
-            transport = Flower(grid, Roster(run, party.identity, clients, nodes), note=note)
+            patience = Patience(deadline=config.runtime.deadline_seconds)
+            transport = Flower(grid, Roster(run, party.identity, clients, nodes), patience, note)
             limit = float(party.settings.get("wait_s", 600))
             said = transport.wait(config.cohort.minimum, limit)
             dataset = parties.read_server(folder, _sizes(said))

@@ -217,7 +217,7 @@ class Federation:
         """Usable replies, and failures of clients that send none, as they come; all else is written down."""
         messages = _messages(action, adapter, round, told)
         expected = {message.client for message in messages}
-        self.progress(action.rpartition("/")[2], 0, 1, asked=sorted(expected))
+        self.progress(action.rpartition("/")[2], 0, 1, asked=sorted(expected), **self._limit())
         self.ledger.actions = sorted({*self.ledger.actions, action})
         usable: set[str] = set()
         for outcome, down, up in self._awaited(messages):
@@ -249,6 +249,11 @@ class Federation:
             if found is None:
                 return
             yield found
+
+    def _limit(self) -> dict[str, float]:
+        """How long clients may take, where the transport sets a limit."""
+        seconds = getattr(self.transport, "deadline", None)
+        return {} if seconds is None else {"deadline": seconds}
 
     def _count(self, down: int, up: int, gathered: bool) -> None:
         self.ledger.down_bytes += down

@@ -58,7 +58,7 @@ def changed(path: str, value) -> dict:
         ("slm.tune.lr", float("nan"), "slm.tune.lr: input should be a finite number, got nan"),
         ("slm.tune.schedule", "cosin", "slm.tune.schedule: input should be 'constant', 'linear' or 'cosine'"),
         ("cohort.fraction", 1.5, "cohort.fraction: input should be less than or equal to 1, got 1.5"),
-        ("runtime.transport", "pigeon", "runtime.transport: input should be 'inprocess'"),
+        ("runtime.deadline_seconds", 0, "runtime.deadline_seconds: input should be greater than 0"),
         ("data.sources", [], "data.sources: "),
         ("slm", {}, "slm.model: missing. Expected: catalogue name, folder, or hub id."),
         ("strategy", "fedcolm", "strategy: 'fedcolm' not found; expected one of: centralized, fedavg"),
@@ -237,7 +237,7 @@ def test_the_fingerprint_is_that_of_the_experiment_and_of_nothing_else(path):
         pytest.skip("there is one aggregator")
     is_speed = path[0] == "runtime" or (path[:2] in ENDPOINTS and path[2] in PATIENCE)
     if path[0] == "runtime":
-        others = {"device": "cpu", "dtype": "float32", "transport": "inprocess", "threads": 2}
+        others = {"device": "cpu", "dtype": "float32", "deadline_seconds": 9.0, "threads": 2}
         node[path[-1]] = others.get(path[-1], 77)
     else:
         old = node[path[-1]]

@@ -148,6 +148,11 @@ class Flower:
         self._here: dict[str, Any] = {}
         self._looked = -math.inf
 
+    @property
+    def deadline(self) -> float:
+        """Seconds until a client is late with a step."""
+        return self.patience.deadline
+
     def clients(self) -> Sequence[str]:
         """Everybody who is registered, connected or not."""
         return tuple(self.roster.nodes)
