@@ -15,8 +15,10 @@ import pytest
 from rich.console import Console
 
 import tiny
-from cotune import build, checkpoint, cli, launch, report, session
+from cotune import build, cli, launch, report, session
 from cotune.errors import ConfigError, Interrupted, RunError
+from cotune.federation import Federation
+from cotune.host import Hosts
 
 ROUNDS = 3
 KILLED = """
@@ -242,25 +244,92 @@ def test_a_folder_in_use_is_not_touched(small, tmp_path):
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(small, whole, tmp_path, monkeypatch):
+def full(monkeypatch, part_of_name: str) -> None:
+    """No room on the disk in round 2 for files with such a name."""
+    good, begin, now = os.fsync, Federation.begin, []
+
+    def noted(federation, round, state):
+        now.append(round.index)
+        begin(federation, round, state)
+
+    def fsync(number):
+        name = str(Path(f"/proc/self/fd/{number}").readlink())
+        if now[-1:] == [2] and part_of_name in name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        good(number)
+
+    monkeypatch.setattr(Federation, "begin", noted)
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("part_of_name", ["000002.part", "round-000002"])
+def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(
+    small, whole, tmp_path, monkeypatch, part_of_name
+):
+    """At the checkpoint, or at the record of a step before it."""
     out = tmp_path / "full"
-    good = checkpoint.os.fsync
     with monkeypatch.context() as patch:
-        calls = []
-
-        def fsync(number):
-            calls.append(number)
-            if len(calls) > 4:  # a checkpoint and a line of each of rounds 0 and 1
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            good(number)
-
-        patch.setattr(os, "fsync", fsync)
+        full(patch, part_of_name)
         with pytest.raises(RunError, match=f"No space left on device.*cotune resume {out}") as caught:
             start(small, out)
     assert caught.value.exit_code == 3
-    assert [path.name for path in sorted((out / "checkpoints").iterdir())] == ["000000.ckpt", "000001.ckpt"]
+    assert sorted(path.name for path in (out / "checkpoints").glob("*.ckpt")) == [
+        "000000.ckpt",
+        "000001.ckpt",
+    ]
+    assert not list((out / "checkpoints").rglob("*.part"))
     resume(out)
     assert_same_end(whole(), out)
+
+
+@pytest.mark.parametrize(
+    ("verb", "again"), [("gather", ["evaluate"]), pytest.param("once", [], marks=pytest.mark.real)]
+)
+def test_what_clients_had_answered_is_not_asked_again(small, whole, tmp_path, monkeypatch, verb, again):
+    """Stopped once the sum of round 2 was recorded, or once clients were measured, too."""
+    out, asked = tmp_path / "torn", []
+    last = {"gather": "tune", "once": "evaluate"}[verb]
+    do, handle = getattr(Federation, verb), Hosts.handle
+
+    def stop(federation, name, *rest):
+        found = do(federation, name, *rest)
+        if name == last and federation._round.index == 2:
+            raise Stop("out of luck")
+        return found
+
+    def handled(hosts, messages):
+        asked.append((messages[0].round, messages[0].action))
+        return handle(hosts, messages)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Federation, verb, stop)
+        with pytest.raises(RunError, match="out of luck"):
+            start(small, out)
+    monkeypatch.setattr(Hosts, "handle", handled)
+    resume(out)
+    assert [action for round, action in asked if round == 2] == again
+    assert_same_end(whole(), out)
+    assert not list((out / "checkpoints").glob("round-*"))
+
+
+def test_two_processes_do_not_work_on_one_run(small, tmp_path, monkeypatch):
+    out, said = tmp_path / "out", []
+
+    def resume_too():
+        with pytest.raises(ConfigError) as refused:
+            resume(out)
+        said.append(str(refused.value))
+
+    hear_in(monkeypatch, 1, "tune", 1, resume_too)
+    start(small, out, strategy="fedavg")
+    assert said[0].startswith(f"{out}: process {os.getpid()} works on this run.")
+
+
+def test_a_report_that_could_not_be_made_is_made_on_resume(small, tmp_path):
+    start(small, tmp_path / "out", strategy="fedavg")
+    (tmp_path / "out" / "report.html").unlink()
+    resume(tmp_path / "out")
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_an_interruption_is_not_taken_for_a_failure_on_its_way(small, tmp_path, monkeypatch):
