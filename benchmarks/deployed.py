@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def _options() -> argparse.Namespace:
 def _crash_and_go_on(folder: Path) -> dict[str, Any]:
     """The run with both crashes; what was killed, and when."""
     run, killed = folder / "server" / "run", []
-    with subprocess.Popen([*UP, str(folder)], start_new_session=True) as first:
+    with subprocess.Popen([*UP, str(folder)], start_new_session=True) as first, _stopped_on_error(first):
         _until(first, lambda: _is_in(run, 2))
         killed.append(["client-2's SuperNode", 2, _kill(folder / "clients" / "client-2", "flower-supernode")])
         _until(first, lambda: _is_in(run, 3))
@@ -85,6 +87,16 @@ def _crash_and_go_on(folder: Path) -> dict[str, Any]:
     assert code == 3, f"a run whose server was killed ended with code {code}; expected 3"
     subprocess.run([*UP, str(folder)], check=True)
     return {"killed": killed, "first_exit_code": code}
+
+
+@contextmanager
+def _stopped_on_error(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """What was started is stopped if something goes wrong here."""
+    try:
+        yield
+    except BaseException:
+        process.send_signal(signal.SIGINT)
+        raise
 
 
 def _is_in(run: Path, index: int) -> bool:
@@ -109,10 +121,11 @@ def _processes(folder: Path, words: str = "") -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            argv = path.read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if f"{folder}/" in f"{line}/" and words in line and int(path.parent.name) != os.getpid():
+        is_inside = any(f"{word}/".startswith(f"{folder}/") for word in argv)
+        if is_inside and words in " ".join(argv):
             found.append(int(path.parent.name))
     return found
 
