@@ -2,14 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/faults.py --out benchmarks/results/faults.json --table docs/faults.md
 
-`--only WORD` runs the cells whose name holds the word. Processes are forked from one that has imported
-everything and computed nothing, which saves the seconds of importing.
-
-Each cell is a real run of a tiny model in a process of its own: a federated selector, an allocator, co-tuning
-and audits, three clients, three rounds. The process ends itself (SIGKILL), or is denied something, at a named
-place of round 2; the run is then resumed in another process and compared with one that nothing stopped: lines
-of rounds.jsonl, results.json (both without times and memory), adapters, and every file that the server and
-the clients keep, byte by byte. Where steps of the round were finished, nobody may be asked for them again.
+`--embedded` and `--deployed` run one half, and keep what the files say of the other; `--only WORD` runs the
+embedded cells whose name holds the word. Processes are forked from one that has imported everything and
+computed nothing, which saves the seconds of importing.
 """
 
 from __future__ import annotations
@@ -24,9 +19,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,9 +32,11 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: threads would not survive the fork
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+import fault_deployed
 from fault_cells import (
     ASKED,
     EVERYTHING,
+    HOW_IT_FAILED,
     PLAIN,
     WHEN,
     Cell,
@@ -49,13 +48,38 @@ from fault_cells import (
     killings,
     strangers,
 )
+from fault_deployed import Oracle
+from fault_parties import Trial, free_ports, through
 from rich.console import Console
 
 import tiny
-from cotune import launch, report, subject
+from cotune import config as configs
+from cotune import deploy_party, launch, report, subject
 from cotune.errors import CotuneError
 from cotune.federation import Federation
 
+EMBEDDED = """
+Each cell is a real run of a tiny model in a process of its own: a federated selector, an allocator, co-tuning
+and audits, three clients, three rounds. The process ends itself (SIGKILL), or is denied something, at a named
+place of round 2; the run is then resumed in another process and compared with one that nothing stopped: lines
+of rounds.jsonl, results.json (both without times and memory), adapters, and every file that the server and
+the clients keep, byte by byte. Where steps of the round were finished, nobody may be asked for them again.
+"""
+DEPLOYED = """
+Three deployments of a tiny model on loopback, TLS on: a SuperLink, the server's process, and for each of
+three clients a SuperNode and the process that answers. In two of them somebody is killed (SIGKILL) up to
+three times a round, each time in the phase that `status.json` names; `server` is the process that runs the
+federation, `client` all processes of a client's machine, `both` these together. What was killed is started
+again as its start script does. Each round and the end must be those of an embedded run that nothing stopped:
+lines of rounds.jsonl and results.json (without times, memory, and traffic, as what is lost is sent again),
+adapters, and the clients' own files. In the third, where a client is late after 20 s, one client is cut off,
+halted or away; each round must end, name it, and be full once it is back. What a cut swallows is never sent
+again by TCP, as its connections are closed at the end of the cut. The end must be that of an embedded run in
+which the client sent nothing in the same rounds. Seconds are those from the blow until the run went on, with
+all that had to start again; in the third deployment those from the end of the absence to the end of the first
+full round.
+"""
+PARTS = {"embedded": ("One process", EMBEDDED), "deployed": ("A process for every party", DEPLOYED)}
 LIMIT_SECONDS = 120
 TIMES = frozenset({
     "seconds", "phases", "seconds_longest", "seconds_tuning", "saved_seconds", "tune_seconds",
@@ -72,8 +96,13 @@ def without(value: Any, keys: frozenset[str]) -> Any:
     return [without(one, keys) for one in value] if isinstance(value, list) else value
 
 
-def differences(one: Path, other: Path, ignored: frozenset[str] = frozenset()) -> str:
-    """The first thing in which two runs differ; empty if they are equal."""
+def differences(
+    one: Path,
+    other: Path,
+    ignored: frozenset[str] = frozenset(),
+    parts: Collection[str] = ("adapters", "clients", "server"),
+) -> str:
+    """The first thing in which two runs differ; empty if they are equal. `parts`: folders of them."""
     ignored = ignored | TIMES
     lines = [[without(r, ignored) for r in report.read_rounds(folder)] for folder in (one, other)]
     for first, second in zip(*lines, strict=False):
@@ -86,7 +115,7 @@ def differences(one: Path, other: Path, ignored: frozenset[str] = frozenset()) -
     odd = [key for key in found[0] if found[0][key] != found[1].get(key)]
     if odd:
         return f"results.json: other {', '.join(odd)}"
-    for part in ("adapters", "clients", "server"):
+    for part in parts:
         trees = [
             {p.relative_to(f): p.read_bytes() for p in (f / part).rglob("*") if p.is_file()}
             for f in (one, other)
@@ -169,17 +198,19 @@ class Bench:
         sources = tiny.raw_config(self.folder / "small")["data"]["sources"]
         return {"data__sources": [{**source, "public_rows": 3} for source in sources], **options}
 
+    def raw(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration, as `start` uses it."""
+        return tiny.raw_config(self.folder / "small", **self._with_few(options))
+
     def prepare(self) -> None:
-        """The models, and the runs that others are compared with."""
+        """The models."""
         (self.folder / "small").mkdir()
         subject.ENCODER = "./none"  # looked for in no hub; answers are compared by the tiny model itself
         assert in_process(lambda: tiny.raw_config(self.folder / "small"), self.folder / "small.log") == 0
-        for name, options, fault in (
-            ("whole", EVERYTHING, None),
-            ("half", EVERYTHING, partial(at, Federation, "begin", "before", round=WHEN - 1)),
-            ("plain", PLAIN, None),
-            ("silent", PLAIN, fails("crashed")),
-        ):
+
+    def compare_with(self, runs: Sequence[tuple[str, Mapping[str, Any], Fault | None]]) -> None:
+        """Make runs that others are compared with."""
+        for name, options, fault in runs:
             code = self.start(name, options, fault)
             if code != (-signal.SIGKILL if name == "half" else 0):
                 sys.exit(f"{name}: exit code {code}\n{(self.folder / f'{name}.log').read_text()}")
@@ -238,25 +269,107 @@ def _ended(code: int) -> str:
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
 
 
-def table(found: Sequence[Mapping[str, Any]], seconds: float) -> str:
+def embedded(bench: Bench, only: str) -> list[dict[str, Any]]:
+    """Rows of the cells in which a run has one process."""
+    bench.compare_with([
+        ("whole", EVERYTHING, None),
+        ("half", EVERYTHING, partial(at, Federation, "begin", "before", round=WHEN - 1)),
+        ("plain", PLAIN, None),
+        ("silent", PLAIN, fails("crashed")),
+    ])  # fmt: skip
+    cells, found = [c for c in (*killings(), *endings(), *strangers()) if only in c.name], []
+    for number, cell in enumerate(cells, start=1):
+        found.append(bench.judge(number, cell))
+        _tell(found[-1])
+    return found
+
+
+def deployed(bench: Bench) -> list[dict[str, Any]]:
+    """Rows of the cells in which every party has processes of its own. Nothing is left of them, whatever
+    happens."""
+    runs = {"full": fault_deployed.KILLS, "masked": fault_deployed.MASKED_KILLS}
+    bench.compare_with([(name, fault_deployed.OPTIONS[name], None) for name in runs])
+    port, stop = free_ports(16), threading.Event()
+    trials = {}
+    for name, options in fault_deployed.OPTIONS.items():
+        first = port + 4 * len(trials)
+        folder = bench.folder / f"deployed-{name}"
+        trials[name] = Trial(configs.from_dict(bench.raw(options)), folder, first, stop)
+    wire = through(trials["slow"], fault_deployed.CLIENT, port + 15)
+    oracles = {name: Oracle(bench.folder / name, differences, _plain_line) for name in trials}
+
+    def kills(name: str) -> list[dict[str, Any]]:
+        return fault_deployed.killed(trials[name], runs[name], name, oracles[name])
+
+    def rest() -> list[dict[str, Any]]:
+        return [*kills("masked"), *fault_deployed.cut_off(trials["slow"], wire)]
+
+    began = time.monotonic()
+    with deploy_party.Stopping(), ThreadPoolExecutor(2) as pool:
+        try:
+            waiting = [pool.submit(kills, "full"), pool.submit(rest)]
+            while not all(one.done() for one in waiting):
+                time.sleep(0.5)
+            rows = [row for one in waiting for row in one.result()]
+        finally:
+            stop.set()
+            for trial in trials.values():
+                trial.stop()
+            wire.close()
+    hurt = fault_deployed.hurt_rounds(trials["slow"])
+    bench.compare_with([("slow", fault_deployed.OPTIONS["slow"], fault_deployed.silent_in(hurt))])
+    ignored = HOW_IT_FAILED | fault_deployed.RESENT
+    end = ("deployed, slow: the end", oracles["slow"], ignored, began)
+    rows.append(fault_deployed.ended(trials["slow"], *end))
+    for row in rows:
+        _tell(row)
+    return rows
+
+
+def _plain_line(line: Any) -> Any:
+    return without(line, TIMES | fault_deployed.RESENT)
+
+
+def _tell(row: Mapping[str, Any]) -> None:
+    said = f"{row['seconds']:5.1f} s  {row['cell']}: {row['happened']}"
+    print(f"{'ok ' if row['ok'] else 'NO '} {said}", flush=True)
+
+
+def table(parts: Mapping[str, Mapping[str, Any]]) -> str:
     """The matrix as a page."""
-    fine = sum(row["ok"] for row in found)
+    rows = [row for part in parts.values() for row in part["rows"]]
+    seconds = sum(part["seconds"] for part in parts.values())
     lines = [
         "# Faults: what is done to a run, and how it ends",
         "",
-        f"{fine} of {len(found)} cells end as documented. Made by `make faults` in {seconds:.0f} s; "
-        "the same as JSON: `benchmarks/results/faults.json`.",
-        "",
-        __doc__.strip().split("\n\n")[-1],
-        "",
-        "| cell | what happened | expected | as documented | s |",
-        "| --- | --- | --- | --- | --- |",
+        f"{sum(row['ok'] for row in rows)} of {len(rows)} cells end as documented. Made by `make faults` in "
+        f"{seconds:.0f} s; the same as JSON: `benchmarks/results/faults.json`.",
     ]
-    for row in found:
-        is_fine = "yes" if row["ok"] else "**no**"
-        cells = (row["cell"], row["happened"], row["expected"], is_fine, row["seconds"])
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+    for name, (title, words) in PARTS.items():
+        found = parts.get(name, {"rows": [], "seconds": 0})
+        fine = sum(row["ok"] for row in found["rows"])
+        lines += [
+            "",
+            f"## {title}: {fine} of {len(found['rows'])}, {found['seconds']} s",
+            "",
+            words.strip(),
+            "",
+        ]
+        lines += [
+            "| cell | what happened | expected | as documented | s |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for row in found["rows"]:
+            is_fine = "yes" if row["ok"] else "**no**"
+            cells = (row["cell"], row["happened"], row["expected"], is_fine, row["seconds"])
+            lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def _known(path: Path | None) -> dict[str, Any]:
+    """What the file says of each part."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else {}
+    return dict(found.get("parts", {}))
 
 
 def main() -> None:
@@ -264,39 +377,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="JSON")
     parser.add_argument("--table", type=Path, help="Markdown")
-    parser.add_argument("--only", default="", help="cells whose name holds this")
+    parser.add_argument("--embedded", action="store_true", help="only runs that have one process")
+    parser.add_argument("--deployed", action="store_true", help="only runs whose parties have processes")
+    parser.add_argument("--only", default="", help="embedded cells whose name holds this")
     parser.add_argument("--keep", type=Path, help="leave the runs in this new folder")
     options = parser.parse_args()
-    cells = [c for c in (*killings(), *endings(), *strangers()) if options.only in c.name]
-    began, found = time.monotonic(), []
+    chosen = [name for name in PARTS if getattr(options, name)] or list(PARTS)
+    parts = _known(options.out)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = options.keep or Path(temporary)
+        folder = (options.keep or Path(temporary)).resolve()
         folder.mkdir(exist_ok=True)
         os.environ["COTUNE_CACHE"] = str(folder / "cache")
         bench = Bench(folder)
         bench.prepare()
-        for number, cell in enumerate(cells, start=1):
-            row = bench.judge(number, cell)
-            found.append(row)
-            print(
-                f"{'ok ' if row['ok'] else 'NO '} {row['seconds']:5.1f} s  {cell.name}: {row['happened']}",
-                flush=True,
-            )
-    seconds = time.monotonic() - began
-    fine = sum(row["ok"] for row in found)
-    summary = {
-        "command": "make faults",
-        "cells": len(found),
-        "ok": fine,
-        "seconds": round(seconds),
-        "rows": found,
-    }
+        for name in chosen:
+            began = time.monotonic()
+            rows = embedded(bench, options.only) if name == "embedded" else deployed(bench)
+            parts[name] = {"seconds": round(time.monotonic() - began), "rows": rows}
+    rows = [row for name in PARTS for row in parts.get(name, {"rows": []})["rows"]]
+    fine = sum(row["ok"] for row in rows)
+    summary = {"command": "make faults", "cells": len(rows), "ok": fine, "parts": parts}
     if options.out:
         options.out.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     if options.table:
-        options.table.write_text(table(found, seconds), encoding="utf-8")
-    print(f"{fine} of {len(found)} cells end as documented, {seconds:.0f} s")
-    sys.exit(fine != len(found))
+        options.table.write_text(table(parts), encoding="utf-8")
+    found = [row for name in chosen for row in parts[name]["rows"]]
+    print(f"{sum(row['ok'] for row in found)} of {len(found)} cells end as documented")
+    sys.exit(not all(row["ok"] for row in found))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cotune import build, config, session
 from cotune.config import Config, TuneConfig
@@ -30,25 +29,6 @@ PLACES = ("barn", "lake", "wood")
 COLOURS = ("red", "blue", "green")
 REASONED = ("step_by_step",)
 """Strategies that learn from rationales: their rows have some."""
-
-
-_READ: dict[tuple[Any, ...], Any] = {}
-_read = AutoModelForCausalLM.from_pretrained
-
-
-def _read_once(folder: Any, *args: Any, **options: Any) -> Any:
-    """A copy of a small model that was read before from the same files: reading takes six times as long."""
-    files = [*Path(folder).glob("*.safetensors"), Path(folder) / "config.json"]
-    if not all(file.is_file() and file.stat().st_size < 1 << 20 for file in files):
-        return _read(folder, *args, **options)
-    stamps = tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-    key = (stamps, args, tuple(sorted((name, str(value)) for name, value in options.items())))
-    if key not in _READ:
-        _READ[key] = _read(folder, *args, **options)
-    return copy.deepcopy(_READ[key])
-
-
-AutoModelForCausalLM.from_pretrained = _read_once
 
 
 @cache

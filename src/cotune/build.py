@@ -16,18 +16,20 @@ from cotune import fleet as fleets
 from cotune.build_audits import Scene
 from cotune.build_guards import Keys, Wire, simulated_secret
 from cotune.build_teaching import Around, Rationales, Teaching, teaching
+from cotune.checked import Known
 from cotune.config import Config
 from cotune.data import ByTask, Dataset
+from cotune.errors import ConfigError
 from cotune.evaluate import answers, summary
 from cotune.federation import Federation
 from cotune.fleet import Fleet, Note
-from cotune.host import Evaluator, Host, Hosts, Store
+from cotune.host import SECURE, TEACH, Evaluator, Host, Hosts, Store
 from cotune.models import endpoint, zoo
 from cotune.models.learner import Learner
 from cotune.models.tune import Tick
 from cotune.outbox import Outbox
 from cotune.parties import Parties, Party, own_secret
-from cotune.protocols import SLM, Parts, Selector, SelectorParts, Transport
+from cotune.protocols import SLM, TUNE, Parts, Selector, SelectorParts, Transport
 from cotune.readers import Readers
 from cotune.records import Adapter, Event, Listener
 from cotune.session import Family, Session
@@ -128,7 +130,23 @@ def host(config: Config, party: Party, dataset: Dataset, note: Note = lambda _: 
     watch = _Watch(lambda _: None, config.rounds)
     keys = Keys(own_secret(party), lambda _: party.identity, party.registry.of_clients)
     stage = _stage(config, dataset, party.folder / "state", (watch, note), keys, party.name)
-    return Hosts([crew.host for crew in stage.crews])
+    return Hosts([crew.host for crew in stage.crews], _known(config, stage, party.name))
+
+
+def _known(config: Config, stage: Stage, client: str) -> Known:
+    """All that a server of this run may ask a client for. A step of another name would go past the guards of
+    updates, and would be another sum of the same round."""
+    module = plugins.module("strategy", config.strategy.name)
+    sends = getattr(module, "UPDATES", False)
+    return Known(
+        frozenset({client}),
+        config.rounds,
+        getattr(module, "ACTIONS", frozenset({TUNE})),
+        len(config.selector),
+        frozenset([SECURE] * bool(stage.wire.outbox.masking) + [TEACH] * bool(config.allocator)),
+        [slm.fresh(config.seed) for slm in stage.fleet.slms.values()],
+        frozenset({TUNE} if sends else ()),
+    )
 
 
 def _keys(parties: Parties | None) -> Keys | None:
@@ -174,7 +192,20 @@ def _stage(
     rationales = Rationales(config, partial(_llm, config, fleet, dataset, told), around)
     wire = build_guards.wire(config, families.members(config, dataset.clients), out, fleet.num_values, keys)
     common = Surroundings(dataset, out, watch, note, taught, rationales, wire.outbox)
-    return Stage(fleet, wire, common, [_crew(config, fleet, name, common) for name in fleet.members])
+    crews = [_crew(config, fleet, name, common) for name in fleet.members]
+    _refuse_partial_choice(config, wire, crews[0].family)
+    return Stage(fleet, wire, common, crews)
+
+
+def _refuse_partial_choice(config: Config, wire: Wire, family: Family) -> None:
+    """A choice that only the cohort takes part in, where a masked sum expects everybody."""
+    narrow = [name for name, selector in family.selectors.items() if not selector.asks_all]
+    if wire.masks and config.cohort.fraction < 1 and narrow:
+        raise ConfigError(
+            f"selector {narrow[0]} chooses anew for each cohort, and masked sums of what it counts need all "
+            "clients. Let it choose once (every: 0), ask everybody (cohort.fraction: 1), or take aggregator "
+            "mean."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,8 @@ def wire(config: Config, members: Members, out: Path, num_values: int, keys: Key
     if is_masked:
         for found in members.values():
             asked = size if len(members) == 1 else len(found)
-            least = max(least, settings.plan(asked, asked).minimum)
+            plan = settings.plan(asked, asked)
+            least = max(least, plan.quorum, plan.corrupt + 2)  # a second try may have no more than these
     parts = GuardParts(len(clients), size, least, config.rounds, is_masked)
     secret = keys.secret if keys else simulated_secret(config.seed)
     guards = _guards(config, parts, Guards({}, secret, Shelf(out / "clients", "guards")))
@@ -82,9 +83,11 @@ def wire(config: Config, members: Members, out: Path, num_values: int, keys: Key
     settings = settings.bounded(guards.bound if guards else None)
     if spending is not None:
         grid = settings.layout(size, (), (), is_update=True).grid
-        spending = _on_grid(spending, guards, (grid.step, num_values, grid.bits == 16))
+        step = grid.step * settings.config.largest_weight  # guarded updates weigh 1
+        spending = _on_grid(spending, guards, (step, num_values, grid.bits == 16))
     outbox, masks = _masked(config, members, out, (settings, guards, keys))
-    return Wire(outbox, guards, masks, spending, {"secure_sum": settings.describe(size)})
+    smallest = size if len(members) == 1 else min(map(len, members.values()))
+    return Wire(outbox, guards, masks, spending, {"secure_sum": settings.describe(smallest)})
 
 
 def _refuse_too_few(config: Config, aggregator: Any) -> None:

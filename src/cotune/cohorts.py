@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from cotune.records import derived_rng
 
 SELECTING = "select/"
+LEARNING = "teach/learn"
+"""What lessons were worth is added up over all families at once."""
 
 
 def drawn(seed: int, index: int, clients: Sequence[str], fraction: float) -> tuple[str, ...]:
@@ -29,10 +31,10 @@ class Asked:
     families: Mapping[str, Sequence[str]]
 
     def __call__(self, action: str, index: int, client: str) -> Collection[str]:
-        """Of its family, the cohort of the round; everybody where examples are chosen."""
+        """Of its family, the cohort of the round; everybody of it where examples are chosen."""
         family = next((found for found in self.families.values() if client in found), ())
         if action.startswith(SELECTING):
             return tuple(sorted(family))
         everybody = [name for found in self.families.values() for name in found]
         cohort = set(drawn(self.seed, index, everybody, self.fraction))
-        return tuple(sorted(cohort.intersection(family)))
+        return tuple(sorted(cohort.intersection(everybody if action == LEARNING else family)))

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 How = Literal["asked", "masked", "summed", "packed"]
 """How a reply is used: read alone, or added to others: under its mask, as it is, or once it was unpacked."""
+LONGEST_REASON = 1000
+"""Characters of a reason that are kept: parts of it may come from the client."""
 LARGEST = 1e15
 """Largest weight or sum that a reply may hold; far above any count, far below what overflows."""
 
@@ -193,6 +195,7 @@ class Federation:
 
     def refuse(self, reply: Message, reason: str) -> None:
         """Record that a reply which had come does not count."""
+        reason = reason[:LONGEST_REASON]
         self.ledger.failures.append(Failure(reply.client, reply.round, "rejected", reason))
         told = {"client": reply.client, "kind": "rejected", "note": f"rejected: {reason}"}
         self.progress(reply.action.rpartition("/")[2], 0, 1, **told)
@@ -297,7 +300,7 @@ def _problem(
     try:
         check_reply(reply, sent, who, how)
     except WireError as error:
-        return Failure(reply.client, sent.round, "rejected", str(error))
+        return Failure(reply.client, sent.round, "rejected", str(error)[:LONGEST_REASON])
     return None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cotune.checked import Known, check_requests
 from cotune.choices import Choices, client_folder
 from cotune.codec import decode, encode
 from cotune.data import ByTask, Dataset
@@ -180,9 +181,13 @@ class Host:
 
 
 class Hosts:
-    """Several hosts in one process, one a model family: each message goes to the host of its client."""
+    """Several hosts in one process, one a model family: each message goes to the host of its client.
 
-    def __init__(self, hosts: Sequence[Host]) -> None:
+    `known`: what may be asked here, where whoever asks is on another machine.
+    """
+
+    def __init__(self, hosts: Sequence[Host], known: Known | None = None) -> None:
+        self.known = known
         self.host_of = {client: host for host in hosts for client in host.clients()}
 
     def clients(self) -> tuple[str, ...]:
@@ -190,7 +195,13 @@ class Hosts:
         return tuple(self.host_of)
 
     def handle(self, messages: Sequence[Message]) -> list[Message]:
-        """One reply per message, in order."""
+        """One reply per message, in order.
+
+        Raises:
+            WireError: they are not one request that a server of this run sends.
+        """
+        if self.known is not None:
+            check_requests(messages, self.known)
         places: dict[int, list[int]] = {}
         for place, message in enumerate(messages):
             places.setdefault(id(self.host_of[message.client]), []).append(place)

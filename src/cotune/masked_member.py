@@ -124,6 +124,7 @@ class Members:
             raise WireError(f"{message.action!r} with {type(told).__name__}; expected a step of a masked sum")
         kept, request = self._read(message.client), _request(message.round, step, told)
         if step in kept.replies and kept.replies[step][0] == request:
+            self._forget(message.client, step)
             return self._again(message, step, kept.replies[step][1])
         if step == "keys":
             changed, sent = self._begin(message, told, kept)
@@ -136,9 +137,13 @@ class Members:
         self._write(
             message.client, "sum.msg", Message(message.client, message.round, "sum", {}, _facts(changed))
         )
-        if step == "open":
-            (self._folder(message.client) / "update.msg").unlink(missing_ok=True)
+        self._forget(message.client, step)
         return replace(message, facts=facts, arrays=arrays)
+
+    def _forget(self, client: str, step: str) -> None:
+        """Once the sum is open, the update is of no use; it may have been made again after a crash."""
+        if step == "open":
+            (self._folder(client) / "update.msg").unlink(missing_ok=True)
 
     def _again(self, message: Message, step: str, facts: Facts) -> Message:
         """The reply that was sent before."""

@@ -76,6 +76,13 @@ def _refuse_guards(config: Config) -> None:
             f"guards: in strategy {config.strategy.name!r} no client sends an update that guards could watch "
             "over. Take another strategy, e.g. fedavg or fedcollm, or no guards."
         )
+    single = getattr(plugins.module("aggregator", config.aggregator.name), "NEEDS_SINGLE", False)
+    if single and "clip_noise" in names:
+        raise ConfigError(
+            f"guards: clip_noise counts on a mean, which one client changes by clip / clients; aggregator "
+            f"{config.aggregator.name!r} may be moved further, so that epsilon would be wrong. Take "
+            "aggregator mean or secure_sum, or clip_noise out."
+        )
     if config.families:
         raise ConfigError(
             "guards: they count on all clients holding the same model, and there are families. Take guards "

@@ -7,6 +7,7 @@ held-out question (1 right, 0 wrong), so that before and after can be compared q
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,10 @@ def answers(found: ByTask) -> dict[str, list[float]]:
     return {task: numbers["answers"] for task, numbers in found.items() if "answers" in numbers}
 
 
+LARGEST = 1e15
+"""Largest number that a client may report; what is far above it is no float."""
+
+
 def problem(found: object) -> str:
     """What is wrong with the numbers a client sent; empty for nothing.
 
@@ -42,14 +47,16 @@ def problem(found: object) -> str:
         if not isinstance(numbers, Mapping) or not isinstance(numbers.get("n"), int):
             return f"metrics of {task!r:.40}: expected numbers by name, with n"
         for name, value in numbers.items():
-            values = value if name == "answers" and isinstance(value, list) else [value]
-            if name != "shown" and not all(_is_number_or_none(one) for one in values):
+            is_list = name == "answers"
+            fits = isinstance(value, list) and None not in value if is_list else True
+            values = value if is_list and fits else [value]
+            if name != "shown" and not (fits and all(_is_number_or_none(one) for one in values)):
                 return f"metrics of {task!r:.40}: {name!r:.40} is no finite number"
     return ""
 
 
 def _is_number_or_none(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and math.isfinite(value))
+    return value is None or (isinstance(value, int | float) and abs(value) <= LARGEST)  # NaN is not below
 
 
 def over_clients(clients: Mapping[str, ByTask], is_shared: bool) -> dict[str, dict[str, float]]:
@@ -58,7 +65,7 @@ def over_clients(clients: Mapping[str, ByTask], is_shared: bool) -> dict[str, di
     found = {}
     for task in tasks:
         rows = [by_task[task] for by_task in clients.values() if task in by_task]
-        names = [name for name in rows[0] if name != "n" and all(row[name] is not None for row in rows)]
+        names = [name for name in rows[0] if name != "n" and all(row.get(name) is not None for row in rows)]
         means = {name: float(np.mean([row[name] for row in rows])) for name in names}
         n = max(row["n"] for row in rows) if is_shared else sum(row["n"] for row in rows)
         found[task] = {**means, "n": n}
@@ -90,13 +97,22 @@ def gains(first: Mapping[str, Any], last: Mapping[str, Any], is_shared: bool) ->
     found = {}
     if first.get("llm") and last.get("llm"):
         found["llm"] = _gain([_differences({t: first["llm"][t]}, last["llm"]) for t in first["llm"]])
-    clients = [c for c in first.get("clients", {}) if c in last.get("clients", {})]
+    sizes = {c: _sizes(x) for c, x in first.get("clients", {}).items() if c in last.get("clients", {})}
+    clients = [c for c, size in sizes.items() if _sizes(last["clients"][c]) == size]  # others sent rubbish
+    if is_shared and clients:
+        usual = Counter(sizes[c] for c in clients).most_common(1)[0][0]
+        clients = [c for c in clients if sizes[c] == usual]
     if clients:
         parts = [_differences(first["clients"][c], last["clients"][c]) for c in clients]
         if is_shared:
             parts = [np.mean(parts, axis=0)]
         found["slm"] = {**_gain(parts), "clients": float(len(clients))}
     return found
+
+
+def _sizes(found: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    """How many questions of each task were answered."""
+    return tuple((task, len(found[task])) for task in sorted(found))
 
 
 def _differences(first: Mapping[str, Any], last: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:

@@ -38,9 +38,11 @@ def _masks(secure: Record, rounds: Sequence[Record]) -> str:
     if not secure:
         return ""
     plans = [mapping(plan) for record in rounds for plan in _list(record.get("masked"))]
+    if not plans:
+        return "Sums were to be masked; none was made in this run."
     fewest = min((number(plan.get("in_the_sum")) or 0 for plan in plans), default=0)
-    over = f", over {fewest:.0f} clients or more in this run" if plans else ""
-    neighbours, least, corrupt = (_count(secure, name) for name in ("num_neighbours", "minimum", "corrupt"))
+    over = f", over {fewest:.0f} clients or more in this run"
+    neighbours, least, corrupt = (_count(secure, name) for name in ("num_neighbours", "fewest", "corrupt"))
     return (
         f"Masked: the server could open sums only{over}. Each client masks with {neighbours} others, and a "
         f"sum of fewer than {least} clients stays closed; up to {corrupt} of them may tell the server all "

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cotune.endings import outcome
-from cotune.example_privacy import PrivateConfig, epsilon, sampling
+from cotune.example_privacy import PrivateConfig, Spent, sampling, total_epsilon
 from cotune.journal import Ledger
 from cotune.privacy import Besides, Budget
 from cotune.protocols import TUNE
@@ -64,10 +64,14 @@ class ExampleSpending:
     epochs: float
 
     def summary(self, records: Sequence[Record], sizes: Mapping[str, int]) -> Record:
-        """Epsilon for one example of the client that has paid most; `sizes`: examples of each client."""
-        times = Counter(client for record in records if record["round"] for client in record["cohort"])
-        costs = {self._epsilon(sizes[client], rounds) for client, rounds in times.items() if sizes[client]}
-        worst = max(costs, default=0.0)
+        """Epsilon for one example of the client that has paid most; `sizes`: examples of each client, of
+        which selectors may have left fewer."""
+        left, rounds = dict(sizes), dict[str, Counter[int]]()
+        for record in records:
+            left |= (record.get("selection") or {}).get("counts", {})
+            for client in record["cohort"] if record["round"] else ():
+                rounds.setdefault(client, Counter())[left[client]] += 1
+        worst = max(map(self._epsilon, {tuple(sorted(of.items())) for of in rounds.values()}), default=0.0)
         noise, delta = self.settings.noise_multiplier, self.settings.delta
         if not math.isfinite(worst):
             said = "One example of one client is not protected: its gradients had no noise."
@@ -82,10 +86,13 @@ class ExampleSpending:
         finite = worst if math.isfinite(worst) else None
         return {"epsilon": finite, "delta": delta, "statement": said}
 
-    def _epsilon(self, num_examples: int, rounds: int) -> float:
-        once = sampling(num_examples, self.batch_size, self.epochs)
-        how = self.settings
-        return epsilon(how.noise_multiplier, once.q, once.steps * rounds, how.delta)
+    def _epsilon(self, rounds: Sequence[tuple[int, int]]) -> float:
+        """Of one client's rounds: (examples, rounds with so many)."""
+        once = [(sampling(size, self.batch_size, self.epochs), times) for size, times in rounds if size]
+        noise = self.settings.noise_multiplier
+        return total_epsilon(
+            [Spent(noise, one.q, one.steps * times) for one, times in once], self.settings.delta
+        )
 
 
 def with_actions(record: Record, ledger: Ledger) -> Record:

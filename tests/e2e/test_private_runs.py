@@ -95,7 +95,7 @@ def config_name():
 
 
 def test_a_run_stops_before_its_budget_is_exceeded_and_is_measured_then(small, tmp_path):
-    guards = [{**DISTRIBUTED, "max_epsilon": 7.0}]
+    guards = [{**DISTRIBUTED, "max_epsilon": 8.0}]
     found = tiny.run(
         small,
         tmp_path / "run",
@@ -106,9 +106,9 @@ def test_a_run_stops_before_its_budget_is_exceeded_and_is_measured_then(small, t
         evaluate__every=0,
     )
     lines = report.read_rounds(tmp_path / "run")
-    assert [line["privacy"]["epsilon"] < 7 for line in lines] == [True] * len(lines)
+    assert [line["privacy"]["epsilon"] < 8 for line in lines] == [True] * len(lines)
     assert (found["rounds"], found["status"]) == (2, "stopped")
-    assert "above max_epsilon 7" in lines[-1]["privacy"]["stop"]
+    assert "above max_epsilon 8" in lines[-1]["privacy"]["stop"]
     assert "metrics" in lines[-1]
     again = session.run(
         tiny.ready(
@@ -135,6 +135,14 @@ def test_fewer_bytes_and_nearly_the_same_adapter(runs):
         ({"guards": ["quantize", "clip_noise"]}, "Put quantize last"),
         ({"guards": ["quantize", "quantize"]}, "quantize is there twice"),
         ({"aggregator": "median"}, "Set cohort.minimum to at least"),
+        (
+            {
+                "aggregator": "secure_sum",
+                "cohort__fraction": 0.67,
+                "selector": [{"name": "density", "every": 1}],
+            },
+            "masked sums of what it counts need all clients",
+        ),
         (
             {"aggregator": "secure_sum", "guards": ["clip_noise", {"name": "quantize", "keep": 0.5}]},
             "noise of clip_noise would not hide it",

@@ -82,17 +82,21 @@ def part_loss(lm: CausalLM, text: str, target: str) -> float:
     return float(F.cross_entropy(logits[:-1], labels[0, 1:], ignore_index=-100))
 
 
+@pytest.fixture(scope="module")
+def part_losses():
+    """A model, rows, and of each row the losses of its answer after its prompt and alone."""
+    lm, rows = tiny.lm(seed=3), pool(50)
+    with_prompt = [part_loss(lm, row.prompt + row.completion, row.completion) for row in rows]
+    alone = [part_loss(lm, "### Response:" + row.completion, row.completion) for row in rows]
+    return lm, rows, np.array(with_prompt), np.array(alone)
+
+
 @pytest.mark.parametrize("ratio", ["loss", "perplexity"])
 @pytest.mark.parametrize("tokens", [1, 1000, 20_000])
-def test_ifd_is_the_authors_ratio(ratio, tokens):
+def test_ifd_is_the_authors_ratio(part_losses, ratio, tokens):
     """The procedure of tianyi-lab/Cherry_LLM at 01fac8d2febb51dbd1501ec594a20e499b51fe7d, written anew."""
-    lm = tiny.lm(seed=3)
-    rows = pool(50)
-    expected = []
-    for row in rows:
-        with_prompt = part_loss(lm, row.prompt + row.completion, row.completion)
-        alone = part_loss(lm, "### Response:" + row.completion, row.completion)
-        expected.append(with_prompt / alone if ratio == "loss" else np.exp(with_prompt) / np.exp(alone))
+    lm, rows, with_prompt, alone = part_losses
+    expected = with_prompt / alone if ratio == "loss" else np.exp(with_prompt) / np.exp(alone)
     found = scored("ifd", rows, TinyReader(lm, tokens), ratio=ratio, alone="### Response:")
     assert np.ptp(expected) > 0.01
     assert np.allclose(found, expected, atol=1e-4, rtol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -235,7 +236,7 @@ def altered(path, value):
 
 @pytest.mark.parametrize("path", [p for p, _ in leaves(FULL)], ids=".".join)
 def test_the_fingerprint_is_that_of_the_experiment_and_of_nothing_else(path):
-    raw = yaml.safe_load(yaml.safe_dump(FULL))
+    raw = copy.deepcopy(FULL)
     node = raw
     for key in path[:-1]:
         node = node[key]

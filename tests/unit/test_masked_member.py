@@ -153,7 +153,7 @@ def test_doing_a_round_again_replaces_what_is_summed(tmp_path):
 
 def test_too_much_weight_is_refused_when_the_work_is_kept(tmp_path):
     group = Group(tmp_path, NAMES)
-    with pytest.raises(WireError, match=r"Set aggregator.largest_weight to at least 3"):
+    with pytest.raises(WireError, match=r"Set aggregator.largest_weight to the largest"):
         group.members(ME).keep(Message(ME, 1, "tune"), Update({}, 3.0))
 
 

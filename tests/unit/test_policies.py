@@ -111,16 +111,18 @@ def test_quantile_bins_take_equally_many_from_each_part():
 
 def test_inverse_propensity_draws_by_one_over_the_score():
     scores = np.array([1.0, 2.0, 4.0, 4.0])
-    first = [chosen("inverse_propensity", scores, stage(seed=seed), keep=0.25)[0] for seed in range(4000)]
+    policy = plugins.load("policy", "inverse_propensity", {"keep": 0.25})
+    first = [policy.choose(scores, stage(seed=seed))[0] for seed in range(4000)]
     assert np.allclose(np.bincount(first) / 4000, [0.5, 0.25, 0.125, 0.125], atol=0.03)
 
 
 def test_inverse_propensity_prefers_low_scores_below_zero_as_well():
     scores = np.array([-5.0, 0.0, 5.0, 20.0])
-    first = [chosen("inverse_propensity", scores, stage(seed=seed), keep=0.25)[0] for seed in range(2000)]
+    policy = plugins.load("policy", "inverse_propensity", {"keep": 0.25})
+    first = [policy.choose(scores, stage(seed=seed))[0] for seed in range(2000)]
     counts = np.bincount(first, minlength=4)
     assert all(counts[:-1] > counts[1:])
-    equal = [chosen("inverse_propensity", np.zeros(2), stage(seed=s), keep=0.5)[0] for s in range(400)]
+    equal = [policy.choose(np.zeros(2), stage(seed=seed))[0] for seed in range(400)]
     assert 0.4 < np.mean(equal) < 0.6
 
 

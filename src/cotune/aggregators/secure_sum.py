@@ -114,12 +114,12 @@ class SecureSum:
         largest = self.config.largest_weight
         if not 0 < update.weight <= largest:
             raise WireError(
-                f"weight {update.weight:g}; expected above 0 and at most {largest:g}. Set "
-                f"aggregator.largest_weight to at least {update.weight:g} for all, or weigh clients equally."
+                f"a weight that is not above 0 and at most {largest:g}. Set aggregator.largest_weight to the "
+                "largest weight of a client, the same for all, or weigh clients equally."
             )
         for name, value in update.sums.items():
             if not abs(value) <= LARGEST_SUM:  # NaN is not below anything
-                raise WireError(f"{name} is {value:g}; expected a number of size {LARGEST_SUM:g} at most")
+                raise WireError(f"{name} is larger than {LARGEST_SUM:g}, or no number")
         for name, array in update.arrays.items():
             if not np.isfinite(array).all():
                 raise WireError(f"{name}: a value is not finite: training diverged; lower slm.tune.lr")
@@ -135,7 +135,7 @@ class SecureSum:
         if self.bound is not None:
             worst = max((float(np.abs(a).max(initial=0)) for a in arrays.values()), default=0.0)
             if worst > self.bound * (1 + SLACK):
-                raise WireError(f"a value of size {worst:g}; the guards promise at most {self.bound:g}")
+                raise WireError(f"a value is larger than the {self.bound:g} that the guards promise")
             return dict(arrays), False
         norm = math.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in arrays.values()))
         if norm <= self.config.clip:
@@ -148,7 +148,9 @@ class SecureSum:
         plan = self.plan(num_asked, num_asked)
         grid = self.layout(num_asked, (), (), is_update=True).grid
         counts = {name: getattr(plan, name) for name in Plan.__slots__ if name != "num_clients"}
-        return {**counts, "minimum": plan.minimum, "bits": grid.bits, "bound": grid.bound, "step": grid.step}
+        fewest, step = max(plan.quorum, plan.corrupt + 2), grid.step * self.config.largest_weight
+        found = {"minimum": plan.minimum, "fewest": fewest, "bits": grid.bits, "bound": grid.bound}
+        return {**counts, **found, "step": step}
 
     def fold(self, updates: Iterable[tuple[Mapping[str, Array], float]]) -> dict[str, Array]:
         """The mean, by the whole protocol among clients in memory; for comparison with a plain mean.

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 
 TRAINS = frozenset({"llm"})
+ACTIONS = frozenset({"upload"})
+"""What clients are asked for, where it is not to tune."""
 
 
 class Config(PluginConfig):

@@ -53,24 +53,27 @@ def test_where_guards_bound_every_value_nothing_is_clipped_and_a_broken_promise_
     assert not is_clipped
     assert (kept.arrays["x"] == 4.0).all()
     assert bounded.layout(3, (), (), is_update=True).grid.bound == 4.0
-    with pytest.raises(WireError, match="guards promise at most 4"):
+    with pytest.raises(WireError, match="larger than the 4 that the guards promise"):
         bounded.fitted(Update({"x": np.full(2, 4.1, np.float32)}), is_update=True)
 
 
 @pytest.mark.parametrize(
     ("update", "match"),
     [
-        (Update({}, 2.0), r"weight 2; expected above 0 and at most 1. Set aggregator.largest_weight to at"),
-        (Update({}, 0.0), "weight 0"),
-        (Update({}, float("nan")), "weight nan"),
-        (Update({}, 1.0, {"loss": float("nan")}), "loss is nan"),
-        (Update({}, 1.0, {"loss": 2.0**31}), "loss is 2.14748e"),
+        (Update({}, 2.5), r"not above 0 and at most 1. Set aggregator.largest_weight"),
+        (Update({}, 0.0), "a weight that is not above 0"),
+        (Update({}, float("nan")), "a weight that is not above 0"),
+        (Update({}, 1.0, {"loss": float("nan")}), "loss is larger than"),
+        (Update({}, 1.0, {"loss": 2.0**31}), "loss is larger than"),
         (Update({"x": np.array([np.inf])}), "x: a value is not finite"),
     ],
 )
-def test_what_no_sum_has_room_for_is_refused(update, match):
-    with pytest.raises(WireError, match=match):
+def test_what_no_sum_has_room_for_is_refused_without_its_value(update, match):
+    """The reason goes to the server in the clear."""
+    with pytest.raises(WireError, match=match) as told:
         made().fitted(update, is_update=True)
+    assert "2.5" not in str(told.value)
+    assert "2147483648" not in str(told.value)
 
 
 def test_counts_are_summed_exactly():
