@@ -1,6 +1,6 @@
 """Cells of the fault matrix in which every party has processes of its own, as `faults.py` runs them.
 
-Three deployments: one does everything that a round can hold, one sums under masks, and one has a short
+Four deployments: two do everything that a round can hold, one sums under masks, and one has a short
 deadline and a wire between a client and the server that can be cut. Where somebody is to be killed in a
 phase, the server is halted first, `status.json` is read, and the blow falls only if it is that phase.
 """
@@ -34,6 +34,7 @@ from fault_parties import (
 )
 
 from cotune import report, waiting
+from cotune.host import Hosts
 from cotune.records import Failure, Message
 from cotune.transports.inprocess import InProcess
 
@@ -273,8 +274,8 @@ class Oracle:
         return {line["round"]: line for line in report.read_rounds(self.whole)}
 
 
-RESENT = frozenset({"traffic"})
-"""What is sent again counts again."""
+RESENT = frozenset({"traffic", "attempt"})
+"""What is sent again counts again; a masked sum that is begun again has another number."""
 
 
 def judged(trial: Trial, struck: Sequence[Struck], kills: Sequence[Kill], oracle: Oracle) -> Iterator[Row]:
@@ -311,7 +312,8 @@ def _asked_again(trial: Trial, one: Struck) -> list[str]:
     """Earlier phases in which clients were asked again; a masked sum asks from its start."""
     if SERVE not in one.kill.of_server or one.kill.phase in MASKS or one.kill.phase not in ORDER:
         return []
-    before = ("propose", *ORDER[: ORDER.index(one.kill.phase)])
+    known = "tune" if one.kill.phase == "gather" else one.kill.phase  # a sum that is not whole is not kept
+    before = ("propose", *ORDER[: ORDER.index(known)])
     since = [s for s in trial.trace[one.place :] if s.round == one.seen.round and s.pid != one.seen.pid]
     again = {s.phase for s in since if s.phase in ASKING and s.phase in before and s.answered < s.asked}
     return [f"asked again: {', '.join(sorted(again))}"] if again else []
@@ -484,10 +486,21 @@ def _is_full_after(trial: Trial, round: int) -> bool:
     return bool(lines) and lines[-1]["status"] == "full"
 
 
+def one_by_one() -> None:
+    """Ask embedded clients one at a time, as deployed ones are; else rounding may differ in the last bit."""
+    handle = Hosts.handle
+
+    def handled(self: Hosts, messages: Sequence[Message]) -> list[Message]:
+        return [reply for message in messages for reply in handle(self, [message])]
+
+    Hosts.handle = handled
+
+
 def silent_in(rounds: Collection[int]) -> Fault:
     """An embedded client that does not answer `tune` in some rounds."""
 
     def install() -> None:
+        one_by_one()
         send = InProcess.send
 
         def changed(self: InProcess, messages: Sequence[Message]) -> Iterator[Any]:
@@ -505,21 +518,33 @@ def silent_in(rounds: Collection[int]) -> Fault:
 
 # --- the three deployments ---
 
-KILLS = (
-    *(Kill(who, phase) for phase in ORDER[:8] for who in ("server", "client", "both")),
-    *(Kill("server", phase) for phase in ORDER[8:]),
-    Kill("the server's machine", "exchange"),
-    Kill("both machines", "tune"),
-    Kill("SuperLink", "learn"),
-    Kill("SuperNode", "evaluate"),
-)
-MASKED_KILLS = tuple(Kill(who, step) for step in MASKS for who in ("client", "server", "both"))
-MOST = 3
-ROUNDS: Mapping[str, int] = {"full": 12, "masked": 8, "slow": 34}
-OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    name: {**options, "rounds": ROUNDS[name]}
-    for name, options in (("full", FULL), ("masked", MASKED), ("slow", SLOW))
+KILLS: Mapping[str, Sequence[Kill]] = {
+    "full": (
+        *(Kill("server", phase) for phase in ("pick", "choose", "exchange", "tune", "gather", "co-tune")),
+        *(Kill("server", phase) for phase in ("learn", "evaluate", "audit", "checkpoint")),
+        Kill("the server's machine", "tune"),
+        Kill("SuperLink", "learn"),
+    ),
+    "full, again": (
+        *(Kill("client", phase) for phase in ("pick", "exchange", "tune", "learn", "evaluate")),
+        *(Kill("both", phase) for phase in ("choose", "gather", "co-tune", "evaluate")),
+        Kill("both machines", "exchange"),
+    ),
+    "masked": (
+        *(Kill("server", step) for step in MASKS),
+        *(Kill("client", step) for step in ("share", "mask", "open")),
+        Kill("both", "consent"),
+    ),
 }
+"""By deployment. A client is killed in phases in which it has something to do."""
+MOST = 3
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "full": {**FULL, "rounds": 6},
+    "full, again": {**FULL, "rounds": 6},
+    "masked": {**MASKED, "rounds": 6},
+    "slow": {**SLOW, "rounds": 30},
+}
+"""Of each deployment; each is compared with an embedded run of the same options."""
 
 
 def killed(trial: Trial, kills: Sequence[Kill], name: str, oracle: Oracle) -> list[Row]:

@@ -274,7 +274,11 @@ class Wire:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                server = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # nobody is there yet, or any more
+                    client.close()
+                    continue
                 self._open.update((client, server))
                 for way, source, sink in ((UP, client, server), (DOWN, server, client)):
                     threading.Thread(target=self._pump, args=(way, source, sink), daemon=True).start()

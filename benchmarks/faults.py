@@ -66,18 +66,19 @@ of rounds.jsonl, results.json (both without times and memory), adapters, and eve
 the clients keep, byte by byte. Where steps of the round were finished, nobody may be asked for them again.
 """
 DEPLOYED = """
-Three deployments of a tiny model on loopback, TLS on: a SuperLink, the server's process, and for each of
-three clients a SuperNode and the process that answers. In two of them somebody is killed (SIGKILL) up to
+Four deployments of a tiny model on loopback, TLS on: a SuperLink, the server's process, and for each of
+three clients a SuperNode and the process that answers. In three of them somebody is killed (SIGKILL) up to
 three times a round, each time in the phase that `status.json` names; `server` is the process that runs the
 federation, `client` all processes of a client's machine, `both` these together. What was killed is started
 again as its start script does. Each round and the end must be those of an embedded run that nothing stopped:
-lines of rounds.jsonl and results.json (without times, memory, and traffic, as what is lost is sent again),
-adapters, and the clients' own files. In the third, where a client is late after 20 s, one client is cut off,
+lines of rounds.jsonl and results.json (without times, memory, traffic and attempts, as what is lost is sent
+again),
+adapters, and the clients' own files. In the fourth, where a client is late after 20 s, one client is cut off,
 halted or away; each round must end, name it, and be full once it is back. What a cut swallows is never sent
 again by TCP, as its connections are closed at the end of the cut. The end must be that of an embedded run in
 which the client sent nothing in the same rounds. Seconds are those from the blow until the run went on, with
-all that had to start again; in the third deployment those from the end of the absence to the end of the first
-full round.
+all that had to start again; in the fourth deployment those from the end of the absence to the end of the
+first full round.
 """
 PARTS = {"embedded": ("One process", EMBEDDED), "deployed": ("A process for every party", DEPLOYED)}
 LIMIT_SECONDS = 120
@@ -287,27 +288,27 @@ def embedded(bench: Bench, only: str) -> list[dict[str, Any]]:
 def deployed(bench: Bench) -> list[dict[str, Any]]:
     """Rows of the cells in which every party has processes of its own. Nothing is left of them, whatever
     happens."""
-    runs = {"full": fault_deployed.KILLS, "masked": fault_deployed.MASKED_KILLS}
-    bench.compare_with([(name, fault_deployed.OPTIONS[name], None) for name in runs])
-    port, stop = free_ports(16), threading.Event()
-    trials = {}
+    runs = fault_deployed.KILLS
+    bench.compare_with([(name, fault_deployed.OPTIONS[name], fault_deployed.one_by_one) for name in runs])
+    stop, trials = threading.Event(), {}
+    port = free_ports(4 * len(fault_deployed.OPTIONS) + 1)
     for name, options in fault_deployed.OPTIONS.items():
         first = port + 4 * len(trials)
-        folder = bench.folder / f"deployed-{name}"
+        folder = bench.folder / f"deployed-{len(trials)}"
         trials[name] = Trial(configs.from_dict(bench.raw(options)), folder, first, stop)
-    wire = through(trials["slow"], fault_deployed.CLIENT, port + 15)
+    wire = through(trials["slow"], fault_deployed.CLIENT, port + 4 * len(trials))
     oracles = {name: Oracle(bench.folder / name, differences, _plain_line) for name in trials}
 
     def kills(name: str) -> list[dict[str, Any]]:
         return fault_deployed.killed(trials[name], runs[name], name, oracles[name])
 
-    def rest() -> list[dict[str, Any]]:
-        return [*kills("masked"), *fault_deployed.cut_off(trials["slow"], wire)]
+    def cuts() -> list[dict[str, Any]]:
+        return fault_deployed.cut_off(trials["slow"], wire)
 
     began = time.monotonic()
-    with deploy_party.Stopping(), ThreadPoolExecutor(2) as pool:
+    with deploy_party.Stopping(), ThreadPoolExecutor() as pool:
         try:
-            waiting = [pool.submit(kills, "full"), pool.submit(rest)]
+            waiting = [*(pool.submit(kills, name) for name in runs), pool.submit(cuts)]
             while not all(one.done() for one in waiting):
                 time.sleep(0.5)
             rows = [row for one in waiting for row in one.result()]

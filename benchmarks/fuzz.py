@@ -59,6 +59,8 @@ NAMES = tuple(f"client-{i}" for i in range(8))
 ROUNDS, NOW, SENT_WEIGHT = 5, 3, 1e15
 LARGE = (10, 320 << 20)
 """Bytes of memory for each byte of a message, and beside them: what `codec` promises."""
+GROWTH = 64 << 20
+"""Bytes by which the process may have grown after all messages."""
 
 _rng = np.random.default_rng(0)
 ADAPTER = Adapter(
@@ -476,6 +478,8 @@ def main() -> None:
         began, before = time.perf_counter(), memory("VmRSS")
         found |= fuzz(options.messages, options.seed, Path(folder))
     found |= {"seconds": time.perf_counter() - began, "memory_growth_bytes": memory("VmRSS") - before}
+    if found["memory_growth_bytes"] > GROWTH:
+        found["wrong"].append(f"memory grew by {found['memory_growth_bytes']:,} bytes; allowed: {GROWTH:,}")
     found["large"] = {name: alone(name, found["wrong"]) for name in LARGE_ONES}
     print(json.dumps(found, indent=2))
     if options.out:

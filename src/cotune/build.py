@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -367,6 +367,7 @@ class _Watch:
         self.listener(Event(self.round, self.num_rounds, "evaluate", done, total, facts))
 
 
+@cache
 def versions() -> dict[str, str]:
     """What a number depends on besides the configuration."""
     packages = ("cotune", "torch", "transformers", "peft", "numpy")

@@ -261,7 +261,7 @@ def test_a_client_that_diverges_is_refused_and_the_run_goes_on(small, tmp_path):
 def test_a_server_that_diverges_ends_the_run_with_the_last_good_checkpoint(small, tmp_path):
     with pytest.raises(RunError, match=r"round 1: the (slm|llm) adapter is not finite.*lower llm.tune.lr"):
         tiny.run(small, tmp_path / "out", llm__tune={"lr": 1e30, "batch_size": 2})
-    assert [p.name for p in (tmp_path / "out" / "checkpoints").iterdir()] == ["000000.ckpt"]
+    assert [p.name for p in (tmp_path / "out" / "checkpoints").glob("*.ckpt")] == ["000000.ckpt"]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -214,5 +214,5 @@ def test_a_family_of_one_is_told(small, other, tmp_path):
     made = config.from_dict(tiny.raw_config(small, families=group(other), strategy="fedavg"))
     build.session(made, tmp_path, lambda _: None, notes.append)
     assert [note for note in notes if "has one client" in note] == [
-        "family other has one client: what is summed over the family is that client's own"
+        "family other has one client: what is summed over it is that client's own"
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from flwr.common.serde import context_from_proto, context_to_proto, run_from_pro
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -60,26 +62,36 @@ class Place:
 
 
 def answer_messages(place: Place, answer: Callable[[Message, Context], Message]) -> None:
-    """Answer one message after the other, until the process that started this one is gone."""
+    """Answer one message after the other, until the process that started this one is gone.
+
+    A server that dies while it sends leaves messages behind whose content never comes; waiting for that takes
+    hours. So each message is fetched in a thread of its own, and only answering is done one at a time.
+    """
+    turn = threading.Lock()
     while (token := _next(place, TaskType.CLIENT_APP)) is not None:
-        with place.client(RuntimeTokenHttpInterceptor(token)) as client:
-            beat = HeartbeatSender(make_task_heartbeat_fn_http(client))
-            beat.start()
-            try:
-                _answer_one(client, answer)
-            except httpx.HTTPError as error:  # the SuperNode is gone, or the run has ended
-                LOG.warning("a message was dropped: %s", error)
-            finally:
-                beat.stop()
+        work = (place, token, answer, turn)
+        threading.Thread(target=_answer_in_turn, args=work, daemon=True).start()
 
 
-def _answer_one(client: RuntimeHttpClient, answer: Callable[[Message, Context], Message]) -> None:
-    message, context, _run, _bundle = pull_task_input(client)
-    reply = answer(message, context)
-    push_message(client, reply, context)
-    output = PushTaskOutputRequest(
-        context=context_to_proto(context), sub_status=SubStatus.COMPLETED, details=""
-    )
+def _answer_in_turn(
+    place: Place, token: str, answer: Callable[[Message, Context], Message], turn: threading.Lock
+) -> None:
+    with place.client(RuntimeTokenHttpInterceptor(token)) as client:
+        beat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        beat.start()
+        try:
+            message, context, _run, _bundle = pull_task_input(client)
+            with turn:
+                push_message(client, answer(message, context), context)
+            _finished(client, context, SubStatus.COMPLETED)
+        except (httpx.HTTPError, ObjectPullError) as error:  # no SuperNode, or a run that has ended
+            LOG.warning("a message was dropped: %s", error)
+        finally:
+            beat.stop()
+
+
+def _finished(client: RuntimeHttpClient, context: Context, how: str) -> None:
+    output = PushTaskOutputRequest(context=context_to_proto(context), sub_status=how, details="")
     client.PushTaskOutput(output)
 
 
