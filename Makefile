@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-real faults e2e lint check install clean
+.PHONY: demo test test-real faults faults-deployed e2e lint check install clean
 
 demo: install ## co-tune a real LLM with four real clients, and write a report
 	$(BIN)/cotune run configs/quickstart.yaml
@@ -13,8 +13,11 @@ test: install ## the default suite: offline, CPU, minutes
 test-real: install ## the real 135M model; takes several minutes
 	$(BIN)/python -m pytest -m real -p no:randomly
 
-faults: install ## everything that can be done to a run, and how it ends; minutes
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py --out benchmarks/results/faults.json --table docs/faults.md
+faults: install ## what can be done to a run in one process, and how it ends; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py --embedded --out benchmarks/results/faults.json --table docs/faults.md
+
+faults-deployed: install ## the same between processes: kills, cuts, slow clients; half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py --deployed --out benchmarks/results/faults.json --table docs/faults.md
 
 e2e: install ## a SuperLink and three SuperNodes with TLS, masked sums and noise; two crashes; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/deployed.py --out benchmarks/results/deployed.json

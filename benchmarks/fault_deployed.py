@@ -41,7 +41,8 @@ from cotune.transports.inprocess import InProcess
 CLIENT = "client-1"
 RUNTIME = {"device": "cpu", "threads": 1, "stack": 1, "deadline_seconds": 240.0}
 """One thread and one client at a time, so that sums have the same order wherever they are done."""
-SHORT = 20.0
+SHORT = 30.0
+"""Seconds until a client is late where it is to be; a busy machine needs that much for a step."""
 FULL: Mapping[str, Any] = {
     **{name: EVERYTHING[name] for name in ("selector", "allocator", "teach")},
     "strategy": {"name": "fedcollm", "public_epochs": 12},
@@ -412,14 +413,14 @@ ABSENCES = (
     *(
         Absence(CUT.format(seconds, name), seconds, _cut(*ways), expected)
         for seconds, name, ways, expected in (
-            (30.0, "client to server", (UP,), Absence.expected),
-            (30.0, "server to client", (DOWN,), Absence.expected),
-            (30.0, "both ways", (UP, DOWN), Absence.expected),
+            (45.0, "client to server", (UP,), Absence.expected),
+            (45.0, "server to client", (DOWN,), Absence.expected),
+            (45.0, "both ways", (UP, DOWN), Absence.expected),
             (8.0, "both ways", (UP, DOWN), "waits, or partial as above; later rounds full"),
         )
     ),
-    Absence("slow client: it works 30 s where 20 s are allowed", 30.0, partial(_still, words=(ANSWERS,))),
-    Absence("client's machine killed, back after 30 s", 30.0, _gone),
+    Absence("slow client: it works 45 s where 30 s are allowed", 45.0, partial(_still, words=(ANSWERS,))),
+    Absence("client's machine killed, back after 45 s", 45.0, _gone),
     Absence(
         "client's machine asleep for 75 s, longer than a SuperLink waits",
         75.0,
@@ -452,7 +453,10 @@ def _absent(trial: Trial, wire: Wire, absence: Absence) -> Row:
                 trial.look()
                 time.sleep(0.05)
         healed, began = trial.trace[-1].round, time.monotonic()
-        trial.until(lambda: _is_full_after(trial, healed), "no full round after it")
+        is_full = partial(_is_full_after, trial, healed)
+        trial.until(lambda: is_full() or trial.is_over(), "no full round after it")
+        if not is_full():
+            raise Stuck("no round was full after it")
     except Stuck as error:
         return row(name, str(error), absence.expected, False, 0.0)
     seconds = time.monotonic() - began

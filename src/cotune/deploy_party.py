@@ -38,6 +38,11 @@ GRACE = 10.0
 """Seconds that a process gets to stop by itself."""
 PAUSE = 2.0
 """Seconds before a process that ended is started again."""
+SUPERNODE = (
+    "import os, sys; from flwr.supernode.cli.flower_supernode import flower_supernode; "
+    "del sys.argv[0]; flower_supernode(); os._exit(1)"
+)
+"""A SuperNode that gives up, as after a cut in the middle of a TLS handshake, does not end by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ def commands(party: Party) -> tuple[Command, ...]:
         return (Command("superlink", tuple(link), stays=False), serving)
     config = {"client": party.name, "folder": str(folder), "device": str(settings.get("device", "auto"))}
     node = [
-        *("flower-supernode", "--superlink", str(settings["server"])),
+        *(sys.executable, "-c", SUPERNODE, "flower-supernode", "--superlink", str(settings["server"])),
         *("--root-certificates", str(folder / "ca.crt"), "--host", "127.0.0.1"),
         *("--port", str(settings["runtime_port"]), "--isolation", "process"),
         *("--auth-supernode-private-key", str(folder / "node.key")),
