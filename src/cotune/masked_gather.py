@@ -11,7 +11,6 @@ with its lists, and the result. A server that is started again in the same round
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from cotune import secure_server
+from cotune.checkpoint import write_whole
 from cotune.codec import decode, encode
-from cotune.errors import DataError, RunError, WireError
+from cotune.errors import DataError, WireError
 from cotune.fixed_point import Encoded, Summed
 from cotune.masked_terms import SECURE, Settings, Sum, described
 from cotune.records import Array, Facts, Message
@@ -107,19 +107,7 @@ class Journal:
             RunError: it could not be written.
         """
         data = encode(Message("server", wanted.round, wanted.action, arrays or {}, facts))
-        path = self._path(wanted)
-        part = path.with_suffix(".part")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        except OSError as error:
-            raise RunError(
-                f"{path}: cannot be written ({error.strerror}). Free {len(data):,} bytes and resume the run."
-            ) from error
+        write_whole(self._path(wanted), data, self.folder.parent)
         for old in self.folder.glob("*.sum"):
             if int(old.name[:6]) <= wanted.round - self.keep:
                 old.unlink()
