@@ -24,12 +24,12 @@ from cotune.errors import ConfigError, CotuneError, Interrupted
 from cotune.guarded import SERVER
 from cotune.parties import Parties, Party
 from cotune.records import Message
+from cotune.remote import HELLO, Patience, Roster
 
 if TYPE_CHECKING:
     from cotune.host import Host, Hosts
 
 LOG = logging.getLogger("cotune")
-HELLO = "hello"
 RUN = "run"
 """The folder of a server in which the run's files are; `cotune run --out` writes the same."""
 
@@ -65,7 +65,7 @@ def _run(grid: Any, context: Any, folder: Path) -> Path:
     from rich.console import Console
 
     from cotune import launch
-    from cotune.transports.flower import Flower, Patience, Roster
+    from cotune.transports.flower import Flower
 
     party, config = _party(folder)
     run = configs.fingerprint(config)
@@ -165,24 +165,24 @@ def _prepare() -> None:
 
 
 def _serve(folder: Path) -> int:
-    from cotune.transports import flower_work
+    from cotune.transports import flower
 
     party, _ = _party(folder)
     _prepare()
     secret = (folder / LINK_SECRET).read_bytes()
-    place = flower_work.Place(str(party.settings["server"]), (folder / "ca.crt").read_bytes(), secret)
-    return 0 if flower_work.serve_one_run(place, partial(serve, folder=folder)) else 1
+    place = flower.Place(str(party.settings["server"]), (folder / "ca.crt").read_bytes(), secret)
+    return 0 if flower.serve_one_run(place, partial(serve, folder=folder)) else 1
 
 
 def _answer(folder: Path) -> int:
-    from cotune.transports import flower_work
+    from cotune.transports import flower
 
     party, _ = _party(folder)
     _prepare()
-    place = flower_work.Place(
+    place = flower.Place(
         f"127.0.0.1:{party.settings['runtime_port']}", None, (folder / LINK_SECRET).read_bytes()
     )
-    flower_work.answer_messages(place, answer)
+    flower.answer_messages(place, answer)
     return 0
 
 

@@ -34,7 +34,7 @@ LAYERS = (
     ("observing", "gates"),
     ("transports",),
     ("host", "pupils"),
-    ("outbox", "under_masks", "parties", "answering"),
+    ("outbox", "under_masks", "parties", "answering", "remote"),
     ("guarded", "masked_gather", "masked_member"),
     ("journal", "endings"),
     ("checkpoint", "cohorts", "masked_terms"),
@@ -80,7 +80,7 @@ ROOMS = {
         "deploy",
         "parties",
         "envelope",
-        "transports",
+        "remote",
     ),
     "dp_accounting": ("privacy", "example_privacy"),
     "torch": ("models", "losses", "build", "doctor", "records", "strategies"),
@@ -178,6 +178,13 @@ def test_a_library_is_imported_in_its_room_only():
 
     tops = [(path, name.split(".")[0]) for path in FILES for name in imports(path)]
     assert not told((path, f"imports {top}") for path, top in tops if not is_fine(path, top))
+
+
+def test_one_file_knows_flower():
+    found = {
+        path.relative_to(ROOT).as_posix() for path in FILES for name in imports(path) if name[:5] == "flwr."
+    }
+    assert found == {"transports/flower.py"}
 
 
 def test_only_plugins_imports_by_name():

@@ -2,45 +2,75 @@
 
 Origin: the message API of Flower, https://flower.ai/docs/framework/. Its strategies and its waiting are not
 used: they sample before all nodes are there, wait without saying for whom, and do not name who is missing.
+
+Its isolation mode `process` hands the work to processes of ours: Flower's own executor starts a new process
+for every message and runs the code that came in the app bundle. Ours stays, so that a model is loaded once;
+and what came in the bundle is not run: who reaches the server's port runs no code here.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import secrets
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+import httpx
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from flwr.app import Message as FlowerMessage
+from flwr.common.constant import SubStatus
+from flwr.common.serde import context_from_proto, context_to_proto, run_from_proto
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, PullTaskInputRequest, PushTaskOutputRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid import HttpGrid
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message
 
-from cotune.codec import decode, encode
+from cotune.codec import encode
 from cotune.envelope import Envelope, Head, seal, unseal
 from cotune.errors import RunError, WireError
 from cotune.guarded import SERVER
-from cotune.records import Failure, Message
+from cotune.records import Message
+from cotune.remote import (
+    CRASHED,
+    CRASHES,
+    HELLO,
+    LATE,
+    LOST,
+    REJECTED,
+    Asked,
+    Outcome,
+    Patience,
+    Roster,
+    checked,
+    failed,
+    line,
+    pem,
+)
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-HELLO = "hello"
-"""Asked of every client before a run: how many examples it has."""
+LOG = logging.getLogger("cotune")
+TASK_POLL = 0.2
+"""Seconds between two looks for work."""
+_ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 LOOK = 1.0
 """Seconds between two looks at who is connected."""
 MOST_TRIES = 3
 """How often one message is sent to a client that lost it."""
-LATE, CRASHED, REJECTED, MEMORY = "late", "crashed", "rejected", "out-of-memory"
-_LOST = {3: "its message was lost", 4: "its reply was lost", 5: "its SuperNode is gone"}
-_CRASHED = {
-    1: "its app could not be loaded",
-    2: "its app raised an error",
-    6: "a Flower mod refused the message",
-    7: "it did not accept the app bundle",
-    8: "the process that answers died",
-}
-"""Flower's error codes in words: what may come back, and what will not."""
 Note = Callable[[str], None]
 
 
@@ -55,47 +85,6 @@ class Grid(Protocol):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[FlowerMessage]:
         """Replies to these messages that are there; each comes once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long is waited, in seconds.
-
-    deadline: for one exchange with all clients; absence: for a client whose node is not connected, from when
-    it was seen last; poll: between two looks.
-    """
-
-    deadline: float = 600.0
-    absence: float = 120.0
-    poll: float = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Roster:
-    """Who takes part, as the server knows it.
-
-    run: the fingerprint; identity: the server's Ed25519 private key; keys: public keys of all clients;
-    nodes: the PEM key of each client's SuperNode.
-    """
-
-    run: str
-    identity: Ed25519PrivateKey = field(repr=False)
-    keys: Mapping[str, bytes] = field(repr=False)
-    nodes: Mapping[str, str] = field(repr=False)
-
-
-@dataclass(slots=True)
-class _Asked:
-    """A message on its way: its exchange, where and when it was sent last, how often, and under which ids it
-    is still awaited."""
-
-    message: Message
-    exchange: str
-    num_bytes: int = 0
-    last: tuple[int, str] | None = None
-    tries: int = 0
-    ids: set[str] = field(default_factory=set)
-    nodes: set[int] = field(default_factory=set)
 
 
 _BODY, _HEAD = "body", "head"
@@ -126,9 +115,6 @@ def unpacked(content: RecordDict) -> Envelope:
     return found
 
 
-Outcome = tuple[Message | Failure, int, int]
-
-
 class Flower:
     """The server's side. Names of clients are bound to the keys of their nodes and of their replies."""
 
@@ -142,7 +128,7 @@ class Flower:
     ) -> None:
         self.grid, self.roster, self.patience, self.note = grid, roster, patience or Patience(), note
         self.now, self.sleep = clock
-        self._names = {_pem(pem): client for client, pem in roster.nodes.items()}
+        self._names = {pem(key): client for client, key in roster.nodes.items()}
         self._seen: dict[str, float] = {}
         self._strangers: set[int] = set()
         self._here: dict[str, Any] = {}
@@ -192,10 +178,10 @@ class Flower:
 
     def send(self, messages: Sequence[Message]) -> Iterator[Outcome]:
         """Outcomes as they come, one a client; every client has one when the deadline is over."""
-        waiting = {message.client: _Asked(message, secrets.token_hex(16)) for message in messages}
+        waiting = {message.client: Asked(message, secrets.token_hex(16)) for message in messages}
         for client in [client for client in waiting if client not in self.roster.nodes]:
             asked = waiting.pop(client)
-            yield _failed(asked, REJECTED, "it is not registered")
+            yield failed(asked, REJECTED, "it is not registered")
         begin = self.now()
         while waiting:
             self._push(waiting, begin)
@@ -203,7 +189,7 @@ class Flower:
                 del waiting[client]
                 yield outcome
             for client, reason in self._overdue(waiting, begin):
-                yield _failed(waiting.pop(client), LATE, reason)
+                yield failed(waiting.pop(client), LATE, reason)
             if waiting:
                 self.sleep(self.patience.poll)
 
@@ -214,7 +200,7 @@ class Flower:
             return self._here
         self._looked, self._here = now, {}
         for node in self.grid.get_nodes():
-            client = self._names.get(_pem(bytes(node.public_key).decode("ascii", "replace")))
+            client = self._names.get(pem(bytes(node.public_key).decode("ascii", "replace")))
             if client is not None:
                 self._here[client] = node
                 self._seen[client] = now
@@ -225,7 +211,7 @@ class Flower:
                 )
         return self._here
 
-    def _push(self, waiting: Mapping[str, _Asked], begin: float) -> None:
+    def _push(self, waiting: Mapping[str, Asked], begin: float) -> None:
         """Send what has not been sent yet; and again, to a node that was started anew since."""
         left = max(1.0, begin + self.patience.deadline - self.now())
         for client, node in self._connected().items():
@@ -245,7 +231,7 @@ class Flower:
                 asked.nodes.add(node.node_id)
                 asked.last = place
 
-    def _pull(self, waiting: Mapping[str, _Asked]) -> Iterator[tuple[str, Outcome]]:
+    def _pull(self, waiting: Mapping[str, Asked]) -> Iterator[tuple[str, Outcome]]:
         """What came, checked: at most one outcome a client."""
         client_of = {found: client for client, asked in waiting.items() for found in asked.ids}
         done: set[str] = set()
@@ -259,18 +245,18 @@ class Flower:
                 done.add(client)
                 yield client, outcome
 
-    def _outcome(self, asked: _Asked, reply: FlowerMessage) -> Outcome | None:
+    def _outcome(self, asked: Asked, reply: FlowerMessage) -> Outcome | None:
         """A reply or a failure; None for a message that was lost and may be sent again."""
         if reply.has_error():
             code, client = reply.error.code, asked.message.client
             asked.ids.discard(reply.metadata.reply_to_message_id)
-            if code in _LOST and (asked.ids or asked.tries < MOST_TRIES):
-                self.note(f"{client}: {_LOST[code]}; it is asked again once it is connected")
+            if code in LOST and (asked.ids or asked.tries < MOST_TRIES):
+                self.note(f"{client}: {LOST[code]}; it is asked again once it is connected")
                 asked.last = asked.last if asked.ids else None
                 self._looked = -math.inf  # what was seen of it is out of date
                 return None
-            words = _CRASHED.get(code) or _LOST.get(code) or f"Flower error {code}"
-            return _failed(asked, CRASHED, f"{words}: {_line(reply.error.reason or '')}")
+            words = CRASHES.get(code) or LOST.get(code) or f"Flower error {code}"
+            return failed(asked, CRASHED, f"{words}: {line(reply.error.reason or '')}")
         came = 0
         try:
             if reply.metadata.src_node_id not in asked.nodes:
@@ -278,26 +264,12 @@ class Flower:
             envelope = unpacked(reply.content)
             came = len(envelope.payload)
             head = unseal(envelope, SERVER, self.roster.run, self.roster.keys)
-            found = self._checked(asked, head, envelope.payload)
+            found = checked(asked, head, envelope.payload)
         except WireError as error:
-            return _failed(asked, REJECTED, str(error), came)
+            return failed(asked, REJECTED, str(error), came)
         return found, asked.num_bytes, came
 
-    def _checked(self, asked: _Asked, head: Head, data: bytes) -> Message | Failure:
-        client = asked.message.client
-        if head.sender != client:
-            raise WireError(f"the reply of {client!r} claims to be of {head.sender!r}")
-        if head.exchange != asked.exchange:
-            raise WireError("it answers another question than was asked")
-        if head.failure:
-            kind = head.failure if head.failure in (CRASHED, MEMORY, REJECTED) else CRASHED
-            return Failure(client, asked.message.round, kind, _line(head.reason))
-        found = decode(data)
-        if found.client != client:
-            raise WireError(f"the reply of {client!r} claims to be of {found.client[:80]!r}")
-        return found
-
-    def _overdue(self, waiting: Mapping[str, _Asked], begin: float) -> list[tuple[str, str]]:
+    def _overdue(self, waiting: Mapping[str, Asked], begin: float) -> list[tuple[str, str]]:
         """Clients for whom nobody waits any longer, and why."""
         now, patience = self.now(), self.patience
         found = []
@@ -310,21 +282,6 @@ class Flower:
         return found
 
 
-def _failed(asked: _Asked, kind: str, reason: str, came: int = 0) -> Outcome:
-    message = asked.message
-    return Failure(message.client, message.round, kind, reason), asked.num_bytes, came
-
-
-def _line(text: str) -> str:
-    """The first line, of bearable length."""
-    return (text.splitlines() or [""])[0][:300]
-
-
-def _pem(text: str) -> str:
-    """A PEM key without its line ends."""
-    return "".join(text.split())
-
-
 def answer(message: FlowerMessage, reply: Callable[[Envelope], Envelope]) -> FlowerMessage:
     """The client's side: what a SuperNode received, answered by `reply` (see `cotune.answering`)."""
     try:
@@ -332,3 +289,105 @@ def answer(message: FlowerMessage, reply: Callable[[Envelope], Envelope]) -> Flo
     except WireError:
         envelope = Envelope(b"", b"", b"")  # refused as any envelope is that nobody signed
     return FlowerMessage(packed(reply(envelope)), reply_to=message)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where work is handed out: an address, the certificate of who hands it out (None: on this machine,
+    without TLS), and the secret that proves that one may take it."""
+
+    address: str
+    certificates: bytes | None
+    secret: bytes
+
+    def client(self, *interceptors: Any, is_patient: bool = True) -> RuntimeHttpClient:
+        """A connection; a patient one tries again by itself."""
+        return RuntimeHttpClient.from_server_address(
+            server_address=self.address,
+            insecure=self.certificates is None,
+            root_certificates=self.certificates,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="cotune"), *interceptors],
+            retry_invoker=make_simple_http_retry_invoker() if is_patient else None,
+        )
+
+
+def answer_messages(place: Place, answer: Callable[[FlowerMessage, Context], FlowerMessage]) -> None:
+    """Answer one message after the other, until the process that started this one is gone.
+
+    A server that dies while it sends leaves messages behind whose content never comes; waiting for that takes
+    hours. So each message is fetched in a thread of its own, and only answering is done one at a time.
+    """
+    turn = threading.Lock()
+    while (token := _next(place, TaskType.CLIENT_APP)) is not None:
+        work = (place, token, answer, turn)
+        threading.Thread(target=_answer_in_turn, args=work, daemon=True).start()
+
+
+def _answer_in_turn(
+    place: Place, token: str, answer: Callable[[FlowerMessage, Context], FlowerMessage], turn: threading.Lock
+) -> None:
+    with place.client(RuntimeTokenHttpInterceptor(token)) as client:
+        beat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        beat.start()
+        try:
+            message, context, _run, _bundle = pull_task_input(client)
+            with turn:
+                push_message(client, answer(message, context), context)
+            _finished(client, context, SubStatus.COMPLETED)
+        except (httpx.HTTPError, ObjectPullError) as error:  # no SuperNode, or a run that has ended
+            LOG.warning("a message was dropped: %s", error)
+        finally:
+            beat.stop()
+
+
+def _finished(client: RuntimeHttpClient, context: Context, how: str) -> None:
+    output = PushTaskOutputRequest(context=context_to_proto(context), sub_status=how, details="")
+    client.PushTaskOutput(output)
+
+
+def serve_one_run(place: Place, main: Callable[[HttpGrid, Context], None]) -> bool:
+    """Wait for a run and do the server's part of it; whether there was one and it ended well."""
+    token = _next(place, TaskType.SERVER_APP)
+    if token is None:
+        return False
+    grid = HttpGrid(place.address, place.certificates is None, place.certificates, token=token)
+    beat = HeartbeatSender(make_task_heartbeat_fn_http(grid._runtime_client))
+    beat.start()
+    status, details = SubStatus.FAILED, "stopped"
+    try:
+        found = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
+        grid.set_run(run_from_proto(found.run))
+        TaskIdentity.task_id, TaskIdentity.run_id = found.task_id, found.run.run_id
+        TaskIdentity.node_id = found.context.node_id
+        context = context_from_proto(found.context)
+        context.run_config = {**context.run_config, **grid.run.override_config}
+        context.state = RecordDict()
+        main(grid, context)
+        status, details = SubStatus.COMPLETED, ""
+    except Exception as error:
+        details = f"{type(error).__name__}: {error}"
+        traceback.print_exc()
+    finally:
+        grid._retry_invoker.max_tries = 1
+        grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
+        beat.stop()
+        grid.close()
+    return status == SubStatus.COMPLETED
+
+
+def _next(place: Place, kind: TaskType) -> str | None:
+    """The token of a piece of work; None once the parent process is gone."""
+    parent = os.getppid()
+    signed = SuperExecAuthHttpInterceptor(master_secret=place.secret, protected_methods=_ACQUIRE)
+    with place.client(signed, is_patient=False) as client:
+        while os.getppid() == parent:
+            try:
+                found = client.AcquireTask(AcquireTaskRequest(supported_task_types=[kind]))
+            except httpx.HTTPError as error:
+                LOG.warning("no connection to %s: %s", place.address, error)
+                time.sleep(1)
+                continue
+            if found.HasField("task") and found.token:
+                return str(found.token)
+            time.sleep(TASK_POLL)
+    return None

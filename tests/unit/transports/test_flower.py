@@ -16,13 +16,15 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
+from cotune import remote
 from cotune.answering import Desk
 from cotune.codec import encode
 from cotune.envelope import Envelope, Head, read_head, seal, unseal
 from cotune.errors import DataError, RunError, WireError
 from cotune.records import Failure, Message
+from cotune.remote import Patience, Roster
 from cotune.transports import flower
-from cotune.transports.flower import Flower, Patience, Roster
+from cotune.transports.flower import Flower
 
 NAMES = ("ann", "bob", "cid")
 RUN = "0123456789abcdef"
@@ -116,7 +118,7 @@ class Grid:
         """As Flower does: a reply comes once, an error that Flower itself found comes each time."""
         found = [reply for one in message_ids for reply in self.ready.pop(one, [])]
         for reply in found:
-            if reply.has_error() and reply.error.code in flower._LOST:
+            if reply.has_error() and reply.error.code in remote.LOST:
                 self.ready[reply.metadata.reply_to_message_id] = [reply]
         return found
 
