@@ -152,11 +152,13 @@ def _initial(session: Session) -> State:
 
 def _turns(session: Session, now: Round) -> list[tuple[Family, Round]]:
     """Each family that takes part in a round, and the round as its own clients see it."""
-    parts = [
-        (family, replace(now, cohort=tuple(client for client in now.cohort if client in family.clients)))
-        for family in session.families
-    ]
-    return [(family, part) for family, part in parts if part.cohort]
+    found = []
+    for family in session.families:
+        members = frozenset(family.clients)
+        cohort = tuple(client for client in now.cohort if client in members)
+        if cohort:
+            found.append((family, replace(now, cohort=cohort)))
+    return found
 
 
 def _co_tune(session: Session, state: State, now: Round) -> tuple[State, dict[str, float]]:
