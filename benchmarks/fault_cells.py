@@ -83,6 +83,10 @@ class Cell:
 NOW = {"round": -1}
 
 
+WRITES = (("a record", "/round-"), ("the checkpoint", "000002.ckpt.part"), ("a line", report.ROUNDS))
+"""What is written in a round, and what is in the name of its file."""
+
+
 def kill() -> None:
     """End this process as a loss of power does, as far as it knows."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -337,8 +341,7 @@ def killings() -> Iterator[Cell]:
     for name, owner, function, when, given, finished in places:
         fault = partial(at, owner, function, when, given=given)
         yield Cell(f"kill: {name}", RESUMED, fault, finished=order[:finished])
-    for name, part in (("a record", "/round-"), ("the checkpoint", ".part"), ("a line", report.ROUNDS)):
-        part = "000002.part" if name == "the checkpoint" else part
+    for name, part in WRITES:
         yield Cell(f"kill: in the middle of writing {name}", RESUMED, partial(killed_in_write, part))
     yield Cell(
         "kill: before the first round, models measured",
@@ -372,7 +375,7 @@ def endings() -> Iterator[Cell]:
         ("line of rounds.jsonl", "rounds.jsonl"),
     ):
         yield Cell(f"torn: the newest {name}", RESUMED, torn(pattern))
-    for name, part in (("a record", "/round-"), ("the checkpoint", "000002.part"), ("a line", report.ROUNDS)):
+    for name, part in WRITES:
         yield Cell(f"disk full: at {name}", NO_ROOM, partial(full, part), (3,), check=says_how)
     yield Cell("disk full: at a client's file", NO_ROOM, full_for_clients, (3,))
     yield Cell("disk full: no file above 4 KiB", NO_ROOM, small_files, (3,), is_early=True)

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cotune import audit_prompts, plugins
+from cotune import audit_prompts, plugins, whole
 from cotune.config import RuntimeConfig, check_plugins
 from cotune.endpoint_settings import EndpointSettings
 from cotune.errors import ConfigError, DataError
@@ -276,6 +276,4 @@ def _write(out: Path, record: Mapping[str, Any]) -> None:
 
 
 def _atomic(path: Path, value: Mapping[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    whole.write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cotune import whole
 from cotune.codec import decode, encode
 from cotune.errors import ConfigError, RunError, WireError
 from cotune.protocols import State
@@ -46,17 +45,9 @@ def write_whole(target: Path, data: bytes, run: Path) -> None:
     Raises:
         RunError: it could not be written; what was there before is intact.
     """
-    part = target.with_suffix(".part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(target)
+        whole.write(target, data)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise RunError(
             f"{target}: cannot be written ({error.strerror}). Earlier checkpoints are intact. Free "
             f"{len(data):,} bytes, then: cotune resume {run}"

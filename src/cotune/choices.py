@@ -14,6 +14,7 @@ from urllib.parse import quote
 import numpy as np
 import numpy.typing as npt
 
+from cotune import whole
 from cotune.codec import decode, encode
 from cotune.records import Array, Message
 
@@ -87,7 +88,4 @@ class Choices:
 
     @staticmethod
     def _write(path: Path, arrays: Mapping[str, Array]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(path.suffix + ".part")
-        part.write_bytes(encode(Message("", 0, "keep", arrays)))
-        part.replace(path)
+        whole.write(path, encode(Message("", 0, "keep", arrays)))

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from cotune import config as configs
-from cotune import launch, misfits, plugins, report
+from cotune import launch, misfits, plugins, report, whole
 from cotune.config import Config, PluginSpec
 from cotune.errors import ConfigError
 
@@ -58,9 +58,7 @@ def compare(
             one = _variant(base, name, seed)
             results[name].append(_finished(one, folder / f"{name}-{seed}", where[1]))
     found = tabulate(results, seeds) | {"fingerprint": configs.fingerprint(base)}
-    part = folder / f"{FILE}.part"
-    part.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    part.replace(folder / FILE)
+    whole.write(folder / FILE, json.dumps(found, indent=2) + "\n")
     return found
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from cotune import config as configs
 from cotune import data as datasets
-from cotune import memory, plugins, sources
+from cotune import memory, plugins, sources, whole
 from cotune.choices import Choices
 from cotune.data import Dataset
 from cotune.errors import ConfigError, DataError
@@ -382,6 +382,4 @@ def write(folder: Path, chosen: Coreset, source: Source, page: str) -> None:
         ("selection.json", table.encode()),
         ("map.html", page.encode()),
     ):
-        part = folder / f"{name}.part"
-        part.write_bytes(content)
-        part.replace(folder / name)
+        whole.write(folder / name, content)

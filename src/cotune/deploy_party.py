@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from cotune import parties
+from cotune import parties, whole
 from cotune.errors import ConfigError, Interrupted, RunError
 from cotune.parties import Party
 
@@ -262,6 +262,4 @@ def read_outcome(path: Path) -> dict[str, Any] | None:
 
 def write_outcome(path: Path, outcome: Mapping[str, Any]) -> None:
     """Whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(outcome), encoding="utf-8")
-    part.replace(path)
+    whole.write(path, json.dumps(outcome))

@@ -20,6 +20,8 @@ Tick = Callable[[int, int], None]
 
 CELL = 8_000
 """Points that are clustered in one go. HDBSCAN compares all pairs, so that more are first cut into cells."""
+ROUNDING = 1e-5
+"""Share of a squared distance that float32 features may differ by from one stack size to another."""
 
 
 def density_groups(
@@ -73,13 +75,16 @@ def centres(points: Floats, labels: Labels, weights: npt.NDArray[np.float64]) ->
 
 
 def nearest(points: Floats, labels: Labels, to: Floats) -> Labels:
-    """For each group the row of the member nearest to `to` [groups, dimensions]; the first one in a tie."""
+    """For each group the row of the member nearest to `to` [groups, dimensions]; the first one in a tie.
+
+    Nearer by less than a rounding is a tie: the same rows read in stacks of another size differ by as much.
+    """
     best = np.full(len(to), -1)
     distance = np.full(len(to), np.inf)
     for row in np.flatnonzero(labels >= 0).tolist():
         group = labels[row]
         away = float(np.square(points[row] - to[group]).sum())
-        if away < distance[group]:
+        if away < distance[group] * (1 - ROUNDING):
             best[group], distance[group] = row, away
     return best
 

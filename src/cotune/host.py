@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cotune import whole
 from cotune.checked import Known, check_requests
 from cotune.choices import Choices, client_folder
 from cotune.codec import decode, encode
@@ -54,11 +55,9 @@ class Store:
     def write(self, client: str, round: int, adapter: Adapter) -> None:
         """Keep an adapter; the oldest go."""
         folder = self._folder(client)
-        folder.mkdir(parents=True, exist_ok=True)
         facts = {"adapter": adapter_header(adapter)}
-        part = folder / f"{round:06d}.part"
-        part.write_bytes(encode(Message(client, round, "keep", adapter.arrays, facts)))
-        part.replace(folder / f"{round:06d}.msg")
+        data = encode(Message(client, round, "keep", adapter.arrays, facts))
+        whole.write(folder / f"{round:06d}.msg", data)
         for index in self._rounds(client)[:-KEPT]:
             (folder / f"{index:06d}.msg").unlink()
 

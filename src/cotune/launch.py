@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from cotune import config as configs
-from cotune import report
+from cotune import report, whole
 from cotune.config import Config
 from cotune.errors import ConfigError, CotuneError, Interrupted, Paused, RunError
 from cotune.live import live
@@ -107,9 +107,7 @@ def _prepare(config: Config, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / CONFIG
     if not path.is_file():
-        part = path.with_suffix(".part")
-        part.write_text(configs.dump(config), encoding="utf-8")
-        part.replace(path)
+        whole.write(path, configs.dump(config))
 
 
 def _teller(console: Console) -> Callable[[str], None]:

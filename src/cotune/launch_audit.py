@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cotune import audit, audit_page
+from cotune import audit, audit_page, whole
 from cotune.audit import Model, Question
 from cotune.endpoint_settings import EndpointSettings
 from cotune.errors import ConfigError, Paused, RunError
@@ -81,9 +81,7 @@ def run(asked: Question, out: Path, console: Console) -> dict[str, Any]:
             found = audit.run(asked, out, shown.note, shown.tell)
     except Paused as error:
         raise RunError(f"{error}. Go on with the same command: {out} keeps what was answered") from error
-    part = (out / PAGE).with_suffix(".part")
-    part.write_text(audit_page.render(found), encoding="utf-8")
-    part.replace(out / PAGE)
+    whole.write(out / PAGE, audit_page.render(found))
     return found
 
 

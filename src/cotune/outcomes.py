@@ -60,13 +60,14 @@ def _is_number_or_none(value: object) -> bool:
 
 
 def over_clients(clients: Mapping[str, ByTask], is_shared: bool) -> dict[str, dict[str, float]]:
-    """Mean over clients by task; `n` counts questions once when all clients answer the same ones."""
+    """Mean by task over the clients that have the number; `n` counts questions that all share once."""
     tasks = dict.fromkeys(task for by_task in clients.values() for task in by_task)
     found = {}
     for task in tasks:
         rows = [by_task[task] for by_task in clients.values() if task in by_task]
-        names = [name for name in rows[0] if name != "n" and all(row.get(name) is not None for row in rows)]
-        means = {name: float(np.mean([row[name] for row in rows])) for name in names}
+        names = dict.fromkeys(name for row in rows for name in row if name != "n")
+        said = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+        means = {name: float(np.mean(values)) for name, values in said.items() if values}
         n = max(row["n"] for row in rows) if is_shared else sum(row["n"] for row in rows)
         found[task] = {**means, "n": n}
     return found

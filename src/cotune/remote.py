@@ -17,15 +17,19 @@ if TYPE_CHECKING:
 HELLO = "hello"
 """Asked of every client before a run: how many examples it has."""
 LATE, CRASHED, REJECTED, MEMORY = "late", "crashed", "rejected", "out-of-memory"
-LOST = {3: "its message was lost", 4: "its reply was lost", 5: "its SuperNode is gone"}
+LOST = {
+    3: "its message was lost",
+    4: "its reply was lost",
+    5: "its SuperNode is gone",
+    8: "the process that answers died",
+}
 CRASHES = {
     1: "its app could not be loaded",
     2: "its app raised an error",
     6: "a Flower mod refused the message",
     7: "it did not accept the app bundle",
-    8: "the process that answers died",
 }
-"""Flower's error codes in words: what may come back, and what will not."""
+"""Flower's error codes in words: LOST is asked again, and what crashed is not."""
 
 
 @dataclass(frozen=True, slots=True)

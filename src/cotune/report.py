@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cotune import whole
 from cotune.errors import DataError, RunError
 
 if TYPE_CHECKING:
@@ -172,15 +173,9 @@ def _repair(descriptor: int) -> None:
 
 def _write(path: Path, text: str) -> Path:
     """Write under a temporary name in the same folder: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(text.encode("utf-8", errors="replace"))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        whole.write(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise _not_written(path, error) from error
     return path
 

@@ -7,6 +7,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from cotune import whole
 from cotune.wheels import cache_dir
 
 
@@ -19,10 +20,7 @@ def text() -> str:
 
     made = json.dumps(config.json_schema(), indent=2, ensure_ascii=False)
     with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(made, encoding="utf-8")
-        part.replace(path)
+        whole.write(path, made)
     return made
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cotune import whole
 from cotune.choices import client_folder
 from cotune.codec import decode, encode
 from cotune.records import Array, Message
@@ -31,10 +32,7 @@ class Shelf:
     ) -> None:
         """Keep some facts and arrays under a name."""
         path = self._folder(owner, name) / f"{round:06d}.msg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_bytes(encode(Message(owner, round, name, arrays, dict(facts))))
-        part.replace(path)
+        whole.write(path, encode(Message(owner, round, name, arrays, dict(facts))))
 
     def get(self, owner: str, name: str, round: int) -> Message | None:
         """What was kept in exactly this round."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from cotune import report
+from cotune import report, whole
 from cotune.changes import number
 from cotune.config import load
 from cotune.endings import NAMED, names
@@ -174,9 +174,7 @@ class _Keeper:
             return
         with suppress(OSError):
             facts = {**self.waiting.facts(self.clock()), "ended": ended}
-            part = self.folder / f"{STATUS}.part"
-            part.write_text(json.dumps(facts), encoding="utf-8")
-            part.replace(self.folder / STATUS)
+            whole.write(self.folder / STATUS, json.dumps(facts))
 
 
 def status(folder: Path) -> Facts:

@@ -262,7 +262,7 @@ def full(monkeypatch, part_of_name: str) -> None:
     monkeypatch.setattr(os, "fsync", fsync)
 
 
-@pytest.mark.parametrize("part_of_name", ["000002.part", "round-000002"])
+@pytest.mark.parametrize("part_of_name", ["000002.ckpt.part", "round-000002"])
 def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(
     small, whole, tmp_path, monkeypatch, part_of_name
 ):

@@ -53,7 +53,7 @@ LAYERS = (
     ("secure_client", "secure_server"),
     ("secure_messages",),
     ("fixed_point", "masks", "shamir", "neighbours", "packing", "robust"),
-    ("records", "errors", "memory", "scrub"),
+    ("records", "errors", "memory", "scrub", "whole"),
 )
 """Top first: a module imports from its own layer or from one below. See docs: dependencies point one way."""
 

@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, wher
 
         monkeypatch.setattr(Path, "open", lambda self, *_: Full())
     elif where == "fsync":
-        monkeypatch.setattr(checkpoint.os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", full)
     else:
         monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(RunError, match=rf"No space left.*cotune resume {tmp_path / 'run'}") as caught:

@@ -175,6 +175,17 @@ def test_gains_without_anybody_who_can_be_compared():
     assert outcomes.gains(first, last, is_shared=True) == {}
 
 
+def test_a_number_that_one_client_does_not_give_is_the_mean_of_those_who_do():
+    """A client that leaves a number out, or gives none for it, cannot blank it for everybody."""
+    clients = {
+        "ann": {"food": {"n": 2, "accuracy": 0.5, "nll": 1.0}},
+        "bob": {"food": {"n": 4, "accuracy": None}},
+        "eve": {"food": {"n": 4, "accuracy": 1.0, "nll": 3.0}},
+    }
+    found = outcomes.over_clients(clients, is_shared=False)
+    assert found == {"food": {"accuracy": 0.75, "nll": 2.0, "n": 10}}
+
+
 def test_an_update_made_again_after_its_sum_was_opened_goes_too(tmp_path):
     group = masking.Group(tmp_path, masking.named(3))
     masking.check(group, group.gather())
