@@ -1,14 +1,15 @@
 # Everything lives in .venv; nothing is needed but Python >= 3.11, make and a package index.
 PYTHON ?= python3
 BIN := .venv/bin
+unexport PYTHONDONTWRITEBYTECODE # what is compiled anew in every process costs a start a second
 
 .PHONY: demo test test-real faults faults-deployed e2e lint check install clean
 
 demo: install ## co-tune a real LLM with four real clients, and write a report
 	$(BIN)/cotune run configs/quickstart.yaml
 
-test: install ## the default suite: offline, CPU, minutes
-	$(BIN)/python -m pytest -n auto
+test: install ## the default suite: offline, CPU, under three minutes
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-real: install ## the real 135M model; takes several minutes
 	$(BIN)/python -m pytest -m real -p no:randomly

@@ -47,7 +47,7 @@ def bare_peft(
     model = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, lora_dropout=0.0))
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-    encoded = [lm.encode(row, config.max_length) for row in rows]
+    encoded = lm.encode(rows, config.max_length)
     pad = lm.tokenizer.pad_token_id
 
     def epoch() -> int:
@@ -112,7 +112,7 @@ def main() -> None:
         options.turns,
     )
     ratio = [t / o for o, t in zip(ours, theirs, strict=True)]
-    tokens = sum(len(lm.encode(row, 512).ids) for row in rows)
+    tokens = sum(len(row.ids) for row in lm.encode(rows, 512))
     found["one_client"] = {
         "batch_size": 8,
         "length": 64,

@@ -5,7 +5,9 @@ Nothing here imports torch at once: the process that hands out tests to others h
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,9 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads wait for cores that other tests hold
+    gc.collect()
+    gc.freeze()  # the libraries stay; looking through them at every collection takes a twentieth of the time
     # pytest hangs two handlers on each logger that does not propagate, three times a test: torch has sixty
     for logger in logging.Logger.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):

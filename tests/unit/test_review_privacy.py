@@ -134,6 +134,7 @@ def test_lessons_under_masks_of_two_families(small, tmp_path):
         rounds=1,
         aggregator="secure_sum",
         allocator="loss_gap",
+        teach={"path_tokens": 6, "probe": 2},
         data__partition={"name": "iid", "clients": 4},
         families=[{"name": "b", "model": str(small / "slm"), "clients": 2}],
     )

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -230,7 +229,7 @@ def test_a_status_that_cannot_be_written_does_not_end_a_run(run, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with watched(run) as hear:
-        monkeypatch.setattr(Path, "write_text", full)
+        monkeypatch.setattr(os, "fsync", full)
         hear(ASKED)
     assert not (run / "status.json").exists()
 

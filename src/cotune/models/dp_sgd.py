@@ -107,7 +107,7 @@ def poisson_plan(lm: CausalLM, job: TuneJob, config: TuneConfig) -> Plan:
     """The batches of a private job, in order; each holds each example with the same probability."""
     if not job.examples or job.private is None:
         raise ValueError("a job without examples, or without privacy, cannot be planned")
-    encoded = [lm.encode(example, config.max_length) for example in job.examples]
+    encoded = lm.encode(job.examples, config.max_length)
     how = example_privacy.sampling(len(encoded), config.batch_size, config.epochs)
     chosen = job.private.rng.random((how.steps, len(encoded))) < how.q
     return Plan(tuple(tuple(encoded[i] for i in np.flatnonzero(row)) for row in chosen))

@@ -72,7 +72,7 @@ class Learner:
         self, examples: Sequence[Example], epochs: float, rng: np.random.Generator
     ) -> list[list[Example]]:
         """Shuffled batches of examples of similar length in this model's tokens, `epochs` passes."""
-        lengths = [len(self.lm.encode(example, self.config.max_length).ids) for example in examples]
+        lengths = [len(row.ids) for row in self.lm.encode(examples, self.config.max_length)]
         wanted = int(epochs * len(examples) + 0.5)
         order = batch_order(lengths, wanted, self.config.batch_size, rng)
         return [[examples[i] for i in batch] for batch in order]

@@ -59,7 +59,7 @@ class Mutual:
 
     def step(self, examples: Sequence[Example]) -> dict[str, float]:
         """One simultaneous update; returns the step's mean losses and its tokens."""
-        encoded = [self.llm.lm.encode(example, self.llm.config.max_length) for example in examples]
+        encoded = self.llm.lm.encode(examples, self.llm.config.max_length)
         batches = self._batches(encoded, examples)
         hiddens = (target_states(self.llm.lm, batches[0]), target_states(self.slm.lm, batches[1]))
         if self.divergence.weight > 0:
@@ -92,7 +92,7 @@ class Mutual:
         batch = self.llm.lm.batch(encoded)
         if self.divergence.weight > 0:
             return batch, _on(batch, self.slm.lm.device)
-        own = [self.slm.lm.encode(example, self.slm.config.max_length) for example in examples]
+        own = self.slm.lm.encode(examples, self.slm.config.max_length)
         return batch, self.slm.lm.batch(own)
 
 

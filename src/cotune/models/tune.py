@@ -156,7 +156,7 @@ def plan_batches(
     """Shuffled batches of similar length: `epochs` passes, the last one possibly a fraction."""
     if not examples:
         raise ValueError("a job without examples cannot be planned")
-    encoded = [lm.encode(example, config.max_length) for example in examples]
+    encoded = lm.encode(examples, config.max_length)
     wanted = max(1, round(config.epochs * len(encoded)))
     order = batch_order([len(e.ids) for e in encoded], wanted, config.batch_size, rng)
     return Plan(tuple(tuple(encoded[i] for i in batch) for batch in order))

@@ -90,7 +90,7 @@ def rows_by_task(slm: Learner, examples: Sequence[Example], balance: Balance) ->
     lm, length = slm.lm, slm.config.max_length
     found: dict[str, list[Encoded]] = {}
     if "label" in balance.shares:
-        found["label"] = [lm.encode(example, length) for example in examples]
+        found["label"] = lm.encode(examples, length)
     if "rationale" in balance.shares:
         explained = (explanation(lm, example, length) for example in examples)
         found["rationale"] = [row for row in explained if row is not None]

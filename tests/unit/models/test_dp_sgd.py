@@ -34,7 +34,7 @@ def ready(
     stack = LoraStack(lm, 2, 4, "all-linear")
     stack.load([tiny.random_adapter(stack, seed) for seed in range(clients)])
     sizes = (4, 1, 3, 5)[:clients]
-    return lm, stack, [[lm.encode(e, 100) for e in tiny.examples(n, seed=n)] for n in sizes]
+    return lm, stack, [lm.encode(tiny.examples(n, seed=n), 100) for n in sizes]
 
 
 def alone(lm: CausalLM, stack: LoraStack, client: int, row: Encoded) -> Tensor:
@@ -244,7 +244,7 @@ def test_one_step_on_everything_by_hand():
 
     stack.load([given.adapter])
     before = stack.values.clone()
-    total = clipped_by_hand(lm, stack, [[lm.encode(e, 512) for e in given.examples]], 0.1)[0]
+    total = clipped_by_hand(lm, stack, [lm.encode(given.examples, 512)], 0.1)[0]
     rng = np.random.default_rng(0)
     rng.random((1, 4))  # who is in the step: everybody
     grad = (total + torch.from_numpy(rng.standard_normal(total.numel())) * 0.07) / 4
@@ -290,7 +290,7 @@ def test_batches_are_poisson_samples():
     given = job(stack, 10, 1)
     plan = poisson_plan(lm, given, config)
     assert len(plan.batches) == 2000
-    keys = [lm.encode(e, 512).ids for e in given.examples]
+    keys = [row.ids for row in lm.encode(given.examples, 512)]
     present = np.array([[key in {row.ids for row in batch} for key in keys] for batch in plan.batches])
     assert present.sum() == sum(len(batch) for batch in plan.batches)  # nobody twice in one batch
     low, high = stats.binom.ppf([5e-6, 1 - 5e-6], 2000, 0.3)

@@ -41,7 +41,7 @@ def dense(pair, how: Divergence) -> tuple[torch.Tensor, list[float]]:
     """Full logits, shifted by one, masked to the completion; every row on its own, so without padding."""
     sums, count = [torch.zeros(()) for _ in range(4)], 0
     for example in EXAMPLES:
-        row = pair[0].lm.encode(example, 512)
+        [row] = pair[0].lm.encode([example], 512)
         ids = torch.tensor([row.ids])
         f, g = (one.lm.model(ids).logits[0, :-1].float() for one in pair)
         labels = ids[0, 1:]
@@ -61,7 +61,7 @@ def dense(pair, how: Divergence) -> tuple[torch.Tensor, list[float]]:
 
 
 def ours(pair, how: Divergence):
-    batch = pair[0].lm.batch([pair[0].lm.encode(e, 512) for e in EXAMPLES])
+    batch = pair[0].lm.batch(pair[0].lm.encode(EXAMPLES, 512))
     hiddens = tuple(target_states(one.lm, batch) for one in pair)
     loss, sums = mutual_loss(*pair, hiddens, batch.target, how)
     return loss, (sums / len(batch.target)).tolist(), batch
@@ -138,7 +138,7 @@ def test_both_sides_step_at_once_from_the_parameters_before_the_step(pair):
             moved = after.arrays[name] - start.arrays[name]
             sure = np.abs(g) > 1e-4
             np.testing.assert_allclose(moved[sure], (-1e-2 * g / (np.abs(g) + 1e-8))[sure], rtol=1e-3)
-    assert losses.pop("tokens") == sum(len(pair[0].lm.encode(e, 512).ids) for e in EXAMPLES)
+    assert losses.pop("tokens") == sum(len(row.ids) for row in pair[0].lm.encode(EXAMPLES, 512))
     assert means == pytest.approx(losses)
 
 
@@ -171,7 +171,7 @@ def test_on_labels_alone_each_model_reads_its_own_tokens(pair):
     foreign.stack.load([tiny.random_adapter(foreign.stack, 1)])
     terms = []
     for example in EXAMPLES:
-        row = foreign.lm.encode(example, 512)
+        [row] = foreign.lm.encode([example], 512)
         logits = foreign.lm.model(torch.tensor([row.ids])).logits[0]
         labels = torch.tensor(row.ids[row.num_context :])
         terms += F.cross_entropy(logits[row.num_context - 1 : -1], labels, reduction="none").tolist()

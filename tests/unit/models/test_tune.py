@@ -11,9 +11,11 @@ from torch.nn import functional as F
 
 import tiny
 from cotune.config import TuneConfig
+from cotune.models import causal_lm
 from cotune.models.causal_lm import Encoded
 from cotune.models.lora import LoraStack
 from cotune.models.tune import Plan, RowOptimiser, TuneJob, lr_factor, plan_batches, stack_loss, stacks, tune
+from cotune.records import Example
 
 LR = 5e-3
 
@@ -51,11 +53,25 @@ def test_a_stack_gives_the_adapters_of_separate_runs(dtype):
         assert (one.steps, one.tokens, one.cut) == (alone.steps, alone.tokens, alone.cut)
 
 
+def test_examples_are_encoded_alike_at_once_and_one_by_one(monkeypatch):
+    lm = tiny.lm()
+    rows = [
+        *tiny.examples(7),
+        Example(id="e", prompt="Say", completion=" it."),
+        Example(id="f", prompt="", completion="x"),
+    ]
+    whole = lm.encode(rows, 40)
+    assert whole == [found for row in rows for found in lm.encode([row], 40)]
+    monkeypatch.setattr(causal_lm, "AT_ONCE", 4)
+    assert lm.encode(rows, 40) == whole
+    assert lm.encode([], 40) == []
+
+
 def test_gradients_of_a_stack_are_those_of_separate_clients():
     lm = tiny.lm()
     stack = LoraStack(lm, 2, 4, "all-linear")
     adapters = [tiny.random_adapter(stack, seed) for seed in range(3)]
-    batches = [[lm.encode(e, 100) for e in tiny.examples(n, seed=n)] for n in (4, 1, 3)]
+    batches = [lm.encode(tiny.examples(n, seed=n), 100) for n in (4, 1, 3)]
     stack.load(adapters)
     together = stack.gradients(stack_loss(lm, batches)[0])
     for k, adapter in enumerate(adapters):
@@ -68,7 +84,7 @@ def test_loss_of_a_client_is_the_mean_over_its_completion_tokens():
     lm = tiny.lm()
     stack = LoraStack(lm, 2, 4, "attention")
     stack.load([tiny.random_adapter(stack)])
-    rows = [lm.encode(e, 100) for e in tiny.examples(3)]
+    rows = lm.encode(tiny.examples(3), 100)
     loss, sums, counts = stack_loss(lm, [rows])
     losses = []
     for row in rows:
@@ -152,7 +168,7 @@ def test_a_pass_meets_every_example_once():
     lm, examples = tiny.lm(), tiny.examples(37)
     plan = plan_batches(lm, examples, tiny.tune_config(), np.random.default_rng(0))
     seen = sorted(row.ids for batch in plan.batches for row in batch)
-    assert seen == sorted(lm.encode(e, 512).ids for e in examples)
+    assert seen == sorted(row.ids for row in lm.encode(examples, 512))
 
 
 def test_a_job_without_examples_is_refused():
