@@ -18,6 +18,7 @@ from markupsafe import Markup
 from cotune.changes import mapping, number
 from cotune.chart import WIDTH, value_range
 from cotune.examined import BASELINE, BEFORE, REFERENCE, STUDENT, UNRELATED
+from cotune.heat import heat_map
 from cotune.records import whole
 from cotune.tables import duration, percent
 
@@ -36,7 +37,7 @@ ANCHORS = {
     "other prompts": "the reference's answers to different prompts",
 }
 PLANTED = (("planted", "recall", 1), ("controls", "control recall", 6))
-TEXT_AT_MOST, SHADES = 1600, 10
+TEXT_AT_MOST = 1600
 MARGIN, RAIL_TOP, POINT_GAP = 10, 22, 9
 
 
@@ -77,7 +78,7 @@ def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.globals |= {f.__name__: f for f in (at, cell, cut, level, listed, shade, words)}
+    environment.globals |= {f.__name__: f for f in (at, cell, cut, heat_map, listed, words)}
     text = resources.files("cotune").joinpath("audit.html.j2").read_text(encoding="utf-8")
     return environment.from_string(text)
 
@@ -134,11 +135,6 @@ def cut(value: object) -> str:
     """A text as long as the page shows it."""
     text = str(value)
     return text if len(text) <= TEXT_AT_MOST else text[:TEXT_AT_MOST] + " \N{HORIZONTAL ELLIPSIS}"
-
-
-def shade(value: object) -> int:
-    """How dark a cell of a heat map is: 0 for 0 and below, `SHADES` for 1 and above."""
-    return round(SHADES * min(1.0, max(0.0, number(value) or 0.0)))
 
 
 def words(name: object) -> str:

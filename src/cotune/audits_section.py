@@ -10,6 +10,7 @@ from markupsafe import Markup
 from cotune.changes import mapping, number
 from cotune.chart import Series, line_chart
 from cotune.examined import BEFORE, UNRELATED
+from cotune.heat import heat_map
 from cotune.tables import percent
 
 Record = Mapping[str, Any]
@@ -68,6 +69,7 @@ def audits_values(rounds: Sequence[Record]) -> dict[str, Any] | None:
     warnings = list(_warnings(lines))
     return {
         "charts": [(title, svg) for title, svg in charts if svg],
+        "heat_maps": [one for one in _heat_maps(lines) if one],
         "decisions": decisions,
         "distil": percent(left[-1]) if left else "",
         "warnings": warnings[:WARNINGS_AT_MOST],
@@ -100,6 +102,18 @@ def _chart(audit: str, lines: Sequence[Line]) -> tuple[str, Markup]:
     span = min([head.scale[0], *present]), max([head.scale[1], *present])
     indices = [index for index, _ in lines]
     return head.title, line_chart(head.title, indices, series, head.fmt, bridge=True, span=span)
+
+
+def _heat_maps(lines: Sequence[Line]) -> Iterator[Markup]:
+    """Who answers like whom, before the run and after the last round that was audited."""
+    seen = [
+        (index, mapping(audits["homogenisation"])) for index, audits in lines if "homogenisation" in audits
+    ]
+    if seen:
+        index, facts = seen[-1]
+        for name, when in (("before", "before the run"), ("now", f"after round {index}")):
+            title = f"Likeness of each model to each other, {when}"
+            yield heat_map(title, _list(facts.get("roles")), _list(facts.get(name)))
 
 
 def _named(head: Headline, summaries: Sequence[Record]) -> list[tuple[str, str, int]]:

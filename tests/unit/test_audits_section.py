@@ -117,6 +117,22 @@ def test_more_families_than_colours_are_left_out_of_the_chart() -> None:
     assert [f"f{index}" in drawn for index in range(6)] == [True] * 3 + [False] * 3
 
 
+def test_who_answers_like_whom_is_shown_before_and_after(tmp_path: Path) -> None:
+    def found(now: Any) -> dict[str, Any]:
+        matrices = {"roles": ["llm", "slm"], "before": [[1.0, 0.25], [0.25, 1.0]], "now": now}
+        return {"homogenisation": audit(**{"homogenisation.now": 0.5}) | matrices}
+
+    rounds = [line(1, found([[1.0, 0.5], [0.5, 1.0]])), line(2, found([[1.0, 0.75], [0.75, 1.0]])), line(3)]
+    before, after = map(str, values(*rounds)["heat_maps"])
+    assert "before the run" in before
+    assert before.count("0.25") == 2
+    assert "after round 2" in after
+    assert after.count("0.75") == 2
+    alone = line(2, {"homogenisation": {**found([[1.0]])["homogenisation"], "before": None}})
+    assert len(values(alone)["heat_maps"]) == 1
+    assert "after round 2" in page(tmp_path, rounds).text
+
+
 def test_an_audit_that_is_not_known_is_drawn_by_its_first_number() -> None:
     drawn = charts(line(0, {"novelty": audit(first=0.5, second=0.9), "empty": audit()}))
     assert list(drawn) == ["novelty"]
