@@ -275,6 +275,8 @@ class Oracle:
         return {line["round"]: line for line in report.read_rounds(self.whole)}
 
 
+MASKED_FILES = frozenset({"sums"})
+"""Folders of files that are masked, and so differ each time."""
 RESENT = frozenset({"traffic", "attempt"})
 """What is sent again counts again; a masked sum that is begun again has another number."""
 
@@ -351,7 +353,7 @@ def _other_files(trial: Trial, oracle: Oracle) -> str:
         ours, theirs = oracle.whole / "clients" / client, trial.home(client) / "state" / "clients" / client
         for path in sorted(ours.rglob("*")):
             other = theirs / path.relative_to(ours)
-            is_own = path.suffix in (".msg", ".rows", ".memo") and "secure" not in path.parts
+            is_own = path.suffix in (".msg", ".rows", ".memo") and not MASKED_FILES & {*path.parts}
             if (
                 path.is_file()
                 and is_own
@@ -501,7 +503,7 @@ def one_by_one() -> None:
 
 
 def silent_in(rounds: Collection[int]) -> Fault:
-    """An embedded client that does not answer `tune` in some rounds."""
+    """An embedded client that does not answer what it is asked first in some rounds."""
 
     def install() -> None:
         one_by_one()
@@ -509,7 +511,8 @@ def silent_in(rounds: Collection[int]) -> Fault:
 
         def changed(self: InProcess, messages: Sequence[Message]) -> Iterator[Any]:
             for reply, down, up in send(self, messages):
-                is_it = isinstance(reply, Message) and (reply.client, reply.action) == (CLIENT, "tune")
+                first = "tune" if messages[0].round else "evaluate"
+                is_it = isinstance(reply, Message) and (reply.client, reply.action) == (CLIENT, first)
                 if is_it and reply.round in rounds:
                     yield Failure(CLIENT, reply.round, "late", "by order"), down, 0
                 else:

@@ -284,30 +284,30 @@ def embedded(bench: Bench, only: str) -> list[dict[str, Any]]:
     return found
 
 
-def deployed(bench: Bench) -> list[dict[str, Any]]:
+def deployed(bench: Bench, only: str) -> list[dict[str, Any]]:
     """Rows of the cells in which every party has processes of its own. Nothing is left of them, whatever
     happens."""
-    runs = fault_deployed.KILLS
+    chosen = {name: raw for name, raw in fault_deployed.OPTIONS.items() if only in f"deployed, {name}"}
+    runs = {name: kills for name, kills in fault_deployed.KILLS.items() if name in chosen}
     bench.compare_with([(name, fault_deployed.OPTIONS[name], fault_deployed.one_by_one) for name in runs])
     stop, trials = threading.Event(), {}
-    port = free_ports(4 * len(fault_deployed.OPTIONS) + 1)
-    for name, options in fault_deployed.OPTIONS.items():
+    port = free_ports(4 * len(chosen) + 1)
+    for name, options in chosen.items():
         first = port + 4 * len(trials)
         folder = bench.folder / f"deployed-{len(trials)}"
         trials[name] = Trial(configs.from_dict(bench.raw(options)), folder, first, stop)
-    wire = through(trials["slow"], fault_deployed.CLIENT, port + 4 * len(trials))
+    slow = trials.get("slow")
+    wire = through(slow, fault_deployed.CLIENT, port + 4 * len(trials)) if slow else None
     oracles = {name: Oracle(bench.folder / name, differences, _plain_line) for name in trials}
 
     def kills(name: str) -> list[dict[str, Any]]:
         return fault_deployed.killed(trials[name], runs[name], name, oracles[name])
 
-    def cuts() -> list[dict[str, Any]]:
-        return fault_deployed.cut_off(trials["slow"], wire)
-
     began = time.monotonic()
     with deploy_party.Stopping(), ThreadPoolExecutor() as pool:
         try:
-            waiting = [*(pool.submit(kills, name) for name in runs), pool.submit(cuts)]
+            waiting = [pool.submit(kills, name) for name in runs]
+            waiting += [pool.submit(fault_deployed.cut_off, slow, wire)] if slow and wire else []
             while not all(one.done() for one in waiting):
                 time.sleep(0.5)
             rows = [row for one in waiting for row in one.result()]
@@ -315,12 +315,13 @@ def deployed(bench: Bench) -> list[dict[str, Any]]:
             stop.set()
             for trial in trials.values():
                 trial.stop()
-            wire.close()
-    hurt = fault_deployed.hurt_rounds(trials["slow"])
-    bench.compare_with([("slow", fault_deployed.OPTIONS["slow"], fault_deployed.silent_in(hurt))])
-    ignored = HOW_IT_FAILED | fault_deployed.RESENT
-    end = ("deployed, slow: the end", oracles["slow"], ignored, began)
-    rows.append(fault_deployed.ended(trials["slow"], *end))
+            if wire:
+                wire.close()
+    if slow:
+        silent = fault_deployed.silent_in(fault_deployed.hurt_rounds(slow))
+        bench.compare_with([("slow", chosen["slow"], silent)])
+        ignored = HOW_IT_FAILED | fault_deployed.RESENT
+        rows.append(fault_deployed.ended(slow, "deployed, slow: the end", oracles["slow"], ignored, began))
     for row in rows:
         _tell(row)
     return rows
@@ -377,7 +378,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="Markdown")
     parser.add_argument("--embedded", action="store_true", help="only runs that have one process")
     parser.add_argument("--deployed", action="store_true", help="only runs whose parties have processes")
-    parser.add_argument("--only", default="", help="embedded cells whose name holds this")
+    parser.add_argument("--only", default="", help="cells, or deployments, whose name holds this")
     parser.add_argument("--keep", type=Path, help="leave the runs in this new folder")
     options = parser.parse_args()
     chosen = [name for name in PARTS if getattr(options, name)] or list(PARTS)
@@ -390,7 +391,7 @@ def main() -> None:
         bench.prepare()
         for name in chosen:
             began = time.monotonic()
-            rows = embedded(bench, options.only) if name == "embedded" else deployed(bench)
+            rows = embedded(bench, options.only) if name == "embedded" else deployed(bench, options.only)
             parts[name] = {"seconds": round(time.monotonic() - began), "rows": rows}
     rows = [row for name in PARTS for row in parts.get(name, {"rows": []})["rows"]]
     fine = sum(row["ok"] for row in rows)

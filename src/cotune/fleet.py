@@ -12,6 +12,7 @@ from typing import Any
 from cotune import families, plugins
 from cotune.config import Config, ModelConfig, RuntimeConfig, ShrinkConfig
 from cotune.data import Dataset
+from cotune.errors import ModelError
 from cotune.models import causal_lm, zoo
 from cotune.models.heal import Healing, heal
 from cotune.models.learner import Hiding, Learner
@@ -144,14 +145,23 @@ def cut(teacher: Path, how: ShrinkConfig, public: Sequence[Example]) -> Path:
     texts = [example.prompt + example.completion for example in public]
     few = texts[:: max(1, len(texts) // SHRINK_TEXTS)][:SHRINK_TEXTS]
     student = _student([zoo.fingerprint(teacher), how.layers, how.method, few])
-    if not student.exists():
-        shrink(teacher, student, layers=how.layers, texts=few, method=how.method)
+    _once(student, lambda: shrink(teacher, student, layers=how.layers, texts=few, method=how.method))
     if how.heal_steps == 0:
         return student
     healed = _student([student.name, how.heal_steps, texts])
-    if not healed.exists():
-        heal(student, teacher, healed, texts=texts, healing=Healing(steps=how.heal_steps))
+    healing = Healing(steps=how.heal_steps)
+    _once(healed, lambda: heal(student, teacher, healed, texts=texts, healing=healing))
     return healed
+
+
+def _once(student: Path, make: Callable[[], object]) -> None:
+    """Make a student that is not there; another run that makes the same one may be faster."""
+    if not student.exists():
+        try:
+            make()
+        except ModelError:
+            if not student.exists():
+                raise
 
 
 def _student(made_from: Sequence[Any]) -> Path:
