@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cotune import checkpoint, gates, outcomes, report, results, savings
+from cotune import barren, checkpoint, gates, outcomes, report, results, savings
 from cotune.allocation import Allocation, Traded
 from cotune.checkpoint import Checkpoint
 from cotune.cohorts import drawn
@@ -205,6 +205,8 @@ def _learn(
     with clock.phase("teach"):
         do = partial(session.allocation.learn, traded, state, now, session.federation)
         state, record = _once(session, "learn", state, do)
+    if barren.warning(record):
+        session.federation.progress("teach", 1, 1, note=f"round {now.index}: {barren.warning(record)}")
     return state, {"teaching": record}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from cotune.barren import warning
 from cotune.changes import mapping, number
 from cotune.chart import Series, bar_chart, line_chart
 from cotune.selection_page import round_ranges
@@ -78,6 +79,7 @@ def teaching_values(results: Record, rounds: Sequence[Record]) -> dict[str, Any]
         "endpoint": _endpoint([mapping(line.get("endpoint")) for _, line in lines]),
         "learned": [_learned(lines, side) for side, _, _ in SIDES],
         "shares": _share_charts(lines),
+        "barren": [(index, said) for index, line in lines if (said := warning(line))],
         "nothing_asked": _is_unasked(lines),
         "refused": _refused(lines, pool),
         "promises": promises,

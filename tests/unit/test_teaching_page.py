@@ -80,6 +80,19 @@ def values(*lines: Mapping[str, Any], results: Mapping[str, Any] | None = None) 
     return found
 
 
+def test_rounds_that_taught_nobody_are_named_with_what_helps(tmp_path: Path) -> None:
+    barren = teaching(llm_paths={"paths": 40, "answered": 9, "right": 1, "cut": 31}, slm={"pairs": 1.0})
+    assert values(teaching())["barren"] == []
+    [(index, said)] = values(teaching(), barren)["barren"]
+    assert index == 2
+    append_round(tmp_path, {"round": 1, "teaching": barren})
+    write_results(tmp_path, {})
+    (tmp_path / "config.yaml").write_text("seed: 1\n")
+    text = Tags(render(tmp_path).read_text(encoding="utf-8")).text
+    assert f"Round 1: {said}." in text
+    assert "31 were cut" in text
+
+
 def page(folder: Path, rounds: Sequence[Mapping[str, Any]], results: Mapping[str, Any] | None = None) -> Tags:
     for one in rounds:
         append_round(folder, one)

@@ -1,0 +1,44 @@
+"""When paths teach hardly anybody: a sentence that says so with its numbers, and what helps. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cotune.changes import mapping, number
+
+FEW = 0.05
+"""Of the paths of one side; where fewer became lessons, the other side could not learn."""
+ENOUGH = 10
+"""Paths from which that can be said."""
+
+
+def warning(record: Mapping[str, Any]) -> str:
+    """One line about a round's `teaching` in rounds.jsonl; empty where both sides had something to learn.
+
+    Under `teach.guard` only paths that end on the right answer become lessons: a model that reaches no answer
+    within `teach.path_tokens`, or mostly a wrong one, teaches nobody, and the round was for nothing.
+    """
+    endpoint = mapping(record.get("endpoint"))
+    writer = "the teacher" if endpoint else "the LLM"
+    sides = [(writer, mapping(record.get("llm_paths")), mapping(record.get("slm")).get("pairs"))]
+    if not endpoint:
+        sides.append(("the SLMs", mapping(record.get("slm_paths")), record.get("llm_lessons")))
+    told = [_told(name, paths) for name, paths, lessons in sides if _is_barren(paths, lessons)]
+    if not told:
+        return ""
+    helps = "Longer paths (teach.path_tokens), more preparation (teach.prepare) or a stronger model help"
+    return f"{' and '.join(told)}: hardly a lesson came of it. {helps}"
+
+
+def _is_barren(paths: Mapping[str, Any], lessons: object) -> bool:
+    total = number(paths.get("paths")) or 0
+    return total >= ENOUGH and (number(lessons) or 0) < FEW * total
+
+
+def _told(name: str, paths: Mapping[str, Any]) -> str:
+    total, answered, right, cut = (
+        number(paths.get(key)) or 0 for key in ("paths", "answered", "right", "cut")
+    )
+    ends = f"{answered:,.0f} end on an answer, {right:,.0f} on the right one"
+    return f"of {total:,.0f} paths of {name} {ends}" + (f", {cut:,.0f} were cut" if cut else "")
