@@ -502,8 +502,8 @@ def one_by_one() -> None:
     Hosts.handle = handled
 
 
-def silent_in(rounds: Collection[int]) -> Fault:
-    """An embedded client that does not answer what it is asked first in some rounds."""
+def silent_in(rounds: Mapping[int, Collection[str]]) -> Fault:
+    """Embedded clients that do not answer what they are asked first in some rounds."""
 
     def install() -> None:
         one_by_one()
@@ -512,9 +512,9 @@ def silent_in(rounds: Collection[int]) -> Fault:
         def changed(self: InProcess, messages: Sequence[Message]) -> Iterator[Any]:
             for reply, down, up in send(self, messages):
                 first = "tune" if messages[0].round else "evaluate"
-                is_it = isinstance(reply, Message) and (reply.client, reply.action) == (CLIENT, first)
-                if is_it and reply.round in rounds:
-                    yield Failure(CLIENT, reply.round, "late", "by order"), down, 0
+                is_first = isinstance(reply, Message) and reply.action == first
+                if is_first and reply.client in rounds.get(reply.round, ()):
+                    yield Failure(reply.client, reply.round, "late", "by order"), down, 0
                 else:
                     yield reply, down, up
 
@@ -582,6 +582,6 @@ def cut_off(trial: Trial, wire: Wire) -> list[Row]:
     return rows
 
 
-def hurt_rounds(trial: Trial) -> set[int]:
-    """Rounds in which somebody failed."""
-    return {line["round"] for line in trial.rounds() if line["failures"]}
+def hurt(trial: Trial) -> dict[int, set[str]]:
+    """Who failed, by round: on a busy machine others than the one to whom it is done, too."""
+    return {line["round"]: {one["client"] for one in line["failures"]} for line in trial.rounds()}

@@ -318,7 +318,7 @@ def deployed(bench: Bench, only: str) -> list[dict[str, Any]]:
             if wire:
                 wire.close()
     if slow:
-        silent = fault_deployed.silent_in(fault_deployed.hurt_rounds(slow))
+        silent = fault_deployed.silent_in(fault_deployed.hurt(slow))
         bench.compare_with([("slow", chosen["slow"], silent)])
         ignored = HOW_IT_FAILED | fault_deployed.RESENT
         rows.append(fault_deployed.ended(slow, "deployed, slow: the end", oracles["slow"], ignored, began))
@@ -371,6 +371,12 @@ def _known(path: Path | None) -> dict[str, Any]:
     return dict(found.get("parts", {}))
 
 
+def _amended(known: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A part in which some cells were run again; the others stay as they were."""
+    again = {row["cell"]: row for row in rows}
+    return {**known, "rows": [again.get(row["cell"], row) for row in known["rows"]]}
+
+
 def main() -> None:
     """All cells, or some of them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -378,7 +384,9 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="Markdown")
     parser.add_argument("--embedded", action="store_true", help="only runs that have one process")
     parser.add_argument("--deployed", action="store_true", help="only runs whose parties have processes")
-    parser.add_argument("--only", default="", help="cells, or deployments, whose name holds this")
+    parser.add_argument(
+        "--only", default="", help="cells, or deployments, whose name holds this; others stay"
+    )
     parser.add_argument("--keep", type=Path, help="leave the runs in this new folder")
     options = parser.parse_args()
     chosen = [name for name in PARTS if getattr(options, name)] or list(PARTS)
@@ -392,7 +400,8 @@ def main() -> None:
         for name in chosen:
             began = time.monotonic()
             rows = embedded(bench, options.only) if name == "embedded" else deployed(bench, options.only)
-            parts[name] = {"seconds": round(time.monotonic() - began), "rows": rows}
+            part = {"seconds": round(time.monotonic() - began), "rows": rows}
+            parts[name] = _amended(parts[name], rows) if options.only and name in parts else part
     rows = [row for name in PARTS for row in parts.get(name, {"rows": []})["rows"]]
     fine = sum(row["ok"] for row in rows)
     summary = {"command": "make faults", "cells": len(rows), "ok": fine, "parts": parts}
