@@ -374,7 +374,8 @@ def _known(path: Path | None) -> dict[str, Any]:
 def _amended(known: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A part in which some cells were run again; the others stay as they were."""
     again = {row["cell"]: row for row in rows}
-    return {**known, "rows": [again.get(row["cell"], row) for row in known["rows"]]}
+    kept = [again.pop(row["cell"], row) for row in known["rows"]]
+    return {**known, "rows": [*kept, *again.values()]}
 
 
 def main() -> None:
@@ -400,6 +401,8 @@ def main() -> None:
         for name in chosen:
             began = time.monotonic()
             rows = embedded(bench, options.only) if name == "embedded" else deployed(bench, options.only)
+            if not rows:
+                sys.exit(f"--only {options.only!r}: no such cell or deployment among the {name} ones")
             part = {"seconds": round(time.monotonic() - began), "rows": rows}
             parts[name] = _amended(parts[name], rows) if options.only and name in parts else part
     rows = [row for name in PARTS for row in parts.get(name, {"rows": []})["rows"]]

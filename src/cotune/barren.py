@@ -8,7 +8,7 @@ from typing import Any
 from cotune.changes import mapping, number
 
 FEW = 0.05
-"""Of the paths of one side; where fewer became lessons, the other side could not learn."""
+"""Of the paths of one side; where fewer are right and became lessons, the other side could not learn."""
 ENOUGH = 10
 """Paths from which that can be said."""
 
@@ -32,8 +32,9 @@ def warning(record: Mapping[str, Any]) -> str:
 
 
 def _is_barren(paths: Mapping[str, Any], lessons: object) -> bool:
-    total = number(paths.get("paths")) or 0
-    return total >= ENOUGH and (number(lessons) or 0) < FEW * total
+    """Few paths are right and few became lessons; lessons alone may be few because few were wanted."""
+    total, right = number(paths.get("paths")) or 0, number(paths.get("right")) or 0
+    return total >= ENOUGH and right < FEW * total and (number(lessons) or 0) < FEW * total
 
 
 def _told(name: str, paths: Mapping[str, Any]) -> str:

@@ -60,14 +60,17 @@ def _is_number_or_none(value: object) -> bool:
 
 
 def over_clients(clients: Mapping[str, ByTask], is_shared: bool) -> dict[str, dict[str, float]]:
-    """Mean by task over the clients that have the number; `n` counts questions that all share once."""
+    """Mean by task over the clients that have a number, half of them at least; `n` counts questions once that
+    all share."""
     tasks = dict.fromkeys(task for by_task in clients.values() for task in by_task)
     found = {}
     for task in tasks:
         rows = [by_task[task] for by_task in clients.values() if task in by_task]
         names = dict.fromkeys(name for row in rows for name in row if name != "n")
         said = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
-        means = {name: float(np.mean(values)) for name, values in said.items() if values}
+        means = {
+            name: float(np.mean(values)) for name, values in said.items() if 2 * len(values) >= len(rows)
+        }
         n = max(row["n"] for row in rows) if is_shared else sum(row["n"] for row in rows)
         found[task] = {**means, "n": n}
     return found

@@ -174,7 +174,7 @@ def _repair(descriptor: int) -> None:
 def _write(path: Path, text: str) -> Path:
     """Write under a temporary name in the same folder: a reader sees the old file or the new one."""
     try:
-        whole.write(path, text)
+        whole.write(path, text, is_shared=True)
     except OSError as error:
         raise _not_written(path, error) from error
     return path

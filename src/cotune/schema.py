@@ -20,7 +20,7 @@ def text() -> str:
 
     made = json.dumps(config.json_schema(), indent=2, ensure_ascii=False)
     with suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        whole.write(path, made)
+        whole.write(path, made, is_shared=True)
     return made
 
 

@@ -39,6 +39,11 @@ def test_both_sides_are_told_in_one_line() -> None:
     assert "\n" not in found
 
 
+def test_right_paths_of_which_few_were_wanted_are_no_fault_of_the_writer() -> None:
+    good = {"paths": 60, "answered": 58, "right": 50}
+    assert warning(record(llm_paths=good, slm={"pairs": 0.0})) == ""
+
+
 def test_without_a_guard_wrong_paths_teach_and_nothing_is_told() -> None:
     wrong = {"paths": 40, "answered": 0, "right": 0}
     assert warning(record(llm_paths=wrong, slm={"pairs": 38.0})) == ""

@@ -177,11 +177,11 @@ def test_gains_without_anybody_who_can_be_compared():
 
 
 def test_a_number_that_one_client_does_not_give_is_the_mean_of_those_who_do():
-    """A client that leaves a number out, or gives none for it, cannot blank it for everybody."""
+    """A client cannot blank a number for everybody by leaving it out, nor bring in one that nobody else has."""
     clients = {
         "ann": {"food": {"n": 2, "accuracy": 0.5, "nll": 1.0}},
         "bob": {"food": {"n": 4, "accuracy": None}},
-        "eve": {"food": {"n": 4, "accuracy": 1.0, "nll": 3.0}},
+        "eve": {"food": {"n": 4, "accuracy": 1.0, "nll": 3.0, "made_up": 1e15}},
     }
     found = outcomes.over_clients(clients, is_shared=False)
     assert found == {"food": {"accuracy": 0.75, "nll": 2.0, "n": 10}}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -45,6 +47,21 @@ def test_it_is_on_disk_before_it_is_in_place(tmp_path, monkeypatch):
     whole.write(tmp_path / "a", b"1")
     assert seen == [False]
     assert (tmp_path / "a").read_bytes() == b"1"
+
+
+def test_processes_that_write_the_same_file_at_once_do_not_mix(tmp_path):
+    """Each of two writes its own text over and over; whoever reads sees one of them whole."""
+    words = "import sys; from pathlib import Path; from cotune import whole\n"
+    words += "for _ in range(100): whole.write(Path(sys.argv[1]), sys.argv[2] * 100_000, is_shared=True)"
+    target = tmp_path / "report.html"
+    writers = [subprocess.Popen([sys.executable, "-c", words, str(target), one]) for one in "ab"]
+    seen = set()
+    while any(writer.poll() is None for writer in writers):
+        if target.is_file():
+            seen.add(target.read_text())
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert seen <= {"a" * 100_000, "b" * 100_000}
+    assert names(tmp_path) == ["report.html"]
 
 
 def test_a_part_that_a_crash_left_behind_is_no_obstacle(tmp_path):
