@@ -177,7 +177,7 @@ def test_gains_without_anybody_who_can_be_compared():
 
 
 def test_a_number_that_one_client_does_not_give_is_the_mean_of_those_who_do():
-    """A client cannot blank a number for everybody by leaving it out, nor bring in one that nobody else has."""
+    """A client cannot blank a number for everybody by leaving it out, nor bring in one of its own."""
     clients = {
         "ann": {"food": {"n": 2, "accuracy": 0.5, "nll": 1.0}},
         "bob": {"food": {"n": 4, "accuracy": None}},
