@@ -15,6 +15,7 @@ import numpy as np
 
 Numbers = Mapping[str, Any]
 ByTask = Mapping[str, Numbers]
+Differences = np.ndarray[Any, np.dtype[np.float64]]
 
 PER_QUESTION = ("answers", "shown")
 """Entries that hold one value per question."""
@@ -95,22 +96,26 @@ def _pair(first: ByTask, last: ByTask) -> dict[str, Any]:
 def gains(first: Mapping[str, Any], last: Mapping[str, Any], is_shared: bool) -> dict[str, dict[str, float]]:
     """Mean gain in accuracy of each role with its standard error over held-out questions.
 
-    The LLM's is the mean over tasks; the SLMs' the mean over clients. Clients with their own questions count
-    as independent; clients that share them do not: a question's gain is first averaged over clients.
+    A model's is the mean over its tasks, as its accuracy is; the SLMs' the mean over clients. Clients with
+    their own questions count as independent; clients that share them do not: a question's gain is first
+    averaged over clients.
     """
     found = {}
     if first.get("llm") and last.get("llm"):
-        found["llm"] = _gain([_differences({t: first["llm"][t]}, last["llm"]) for t in first["llm"]])
+        found["llm"] = _gain(_differences(first["llm"], last["llm"]))
     sizes = {c: _sizes(x) for c, x in first.get("clients", {}).items() if c in last.get("clients", {})}
     clients = [c for c, size in sizes.items() if _sizes(last["clients"][c]) == size]  # others sent rubbish
     if is_shared and clients:
         usual = Counter(sizes[c] for c in clients).most_common(1)[0][0]
         clients = [c for c in clients if sizes[c] == usual]
     if clients:
-        parts = [_differences(first["clients"][c], last["clients"][c]) for c in clients]
+        each = [_differences(first["clients"][c], last["clients"][c]) for c in clients]
         if is_shared:
-            parts = [np.mean(parts, axis=0)]
-        found["slm"] = {**_gain(parts), "clients": float(len(clients))}
+            each = [[np.mean(task, axis=0) for task in zip(*each, strict=True)]]
+        gain = [_gain(tasks) for tasks in each]
+        error = math.sqrt(sum(one["stderr"] ** 2 for one in gain)) / len(gain)
+        mean = float(np.mean([one["mean"] for one in gain]))
+        found["slm"] = {"mean": mean, "stderr": error, "clients": float(len(clients))}
     return found
 
 
@@ -119,13 +124,16 @@ def _sizes(found: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
     return tuple((task, len(found[task])) for task in sorted(found))
 
 
-def _differences(first: Mapping[str, Any], last: Mapping[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """After minus before for every question of every task."""
-    pairs = [(b, a) for task in first if task in last for b, a in zip(first[task], last[task], strict=True)]
-    return np.array([float(a) - float(b) for b, a in pairs], dtype=np.float64)
+def _differences(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[Differences]:
+    """After minus before for every question of each task, in the order of their names."""
+    return [
+        np.array([float(a) - float(b) for b, a in zip(first[task], last[task], strict=True)])
+        for task in sorted(first)
+        if task in last
+    ]
 
 
-def _gain(parts: Sequence[np.ndarray[Any, np.dtype[np.float64]]]) -> dict[str, float]:
+def _gain(parts: Sequence[Differences]) -> dict[str, float]:
     """Mean of the parts' means; parts are independent, so their variances add."""
     parts = [part for part in parts if len(part)]
     if not parts:

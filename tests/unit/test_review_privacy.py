@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -169,6 +170,21 @@ def test_scores_that_are_rubbish_do_not_end_a_run(small, tmp_path, rubbish, clie
     assert found["gain"]["slm"]["clients"] == 2
     (tmp_path / "run" / "config.yaml").write_text("seed: 3", encoding="utf-8")
     assert report.render(tmp_path / "run").is_file()
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_a_gain_is_the_difference_of_the_accuracies_that_stand_beside_it(is_shared):
+    """Both are means over tasks, whatever number of questions each has."""
+    first = {"food": [0, 0, 0, 0, 0, 0, 0, 0], "tomi": [1, 0]}
+    better = {"food": [1, 1, 1, 1, 1, 1, 0, 0], "tomi": [1, 0]}
+    worse = {"food": [0, 0, 0, 0, 0, 0, 0, 0], "tomi": [0, 0]}
+    before = {"llm": first, "clients": {"ann": first, "bob": first}}
+    after = {"llm": better, "clients": {"ann": better, "bob": worse}}
+    found = outcomes.gains(before, after, is_shared)
+    assert found["llm"]["mean"] == pytest.approx(0.75 / 2)
+    assert found["slm"]["mean"] == pytest.approx((0.75 / 2 - 0.5 / 2) / 2)
+    food, tomi = 6 * 0.25**2 + 2 * 0.75**2, 0.0  # of the LLM: squares about the mean
+    assert found["llm"]["stderr"] == pytest.approx(math.sqrt(food / 7 / 8 + tomi) / 2)
 
 
 def test_gains_without_anybody_who_can_be_compared():
