@@ -205,8 +205,8 @@ def _learn(
     with clock.phase("teach"):
         do = partial(session.allocation.learn, traded, state, now, session.federation)
         state, record = _once(session, "learn", state, do)
-    if barren.warning(record):
-        session.federation.progress("teach", 1, 1, note=f"round {now.index}: {barren.warning(record)}")
+    if said := barren.warning(record):
+        session.federation.progress("teach", 1, 1, note=f"round {now.index}: {said}")
     return state, {"teaching": record}
 
 
