@@ -20,7 +20,7 @@ from cotune.errors import ModelError
 from cotune.records import Example
 
 AT_ONCE = 512
-"""Examples that the tokenizer is given in one call: two to three times as fast as one by one, in bounded memory."""
+"""Examples for one call of the tokenizer: two to three times as fast as one by one, in bounded memory."""
 
 
 @dataclass(frozen=True, slots=True)
