@@ -1,14 +1,16 @@
 """Reasoning paths as text: how one is asked for, how one is written, and which answer it ends on.
 
 One zero-shot template for all tasks and models, because LaDa's prompts could not be read. A path ends with
-`Final answer:` and a letter where there are choices, else the answer alone; without that marker it has no
-answer, and a path without an answer is not right. Everything is read off the `Example`: its choices, or else
-the answer in its completion. A task overrides the template by writing the prompt itself: a prompt that
-already ends as `path_prompt` would end it is left as it is.
+`Final answer:` and the text of a choice where there are choices, else the answer alone; without that marker
+it has no answer, and a path without an answer is not right. A choice's letter is read too, but not asked for:
+a small model that reasons its way to a choice then names a letter by chance (docs/log.md, 2026-11-22).
+Everything is read off the `Example`: its choices, or else the answer in its completion. A task overrides the
+template by writing the prompt itself: a prompt that already ends as `path_prompt` would end it is left as it
+is.
 
 >>> snow = Example(id="", prompt="Snow is", completion=" ice", choices=("sand", "ice"), answer_idx=1)
 >>> written("Snow melts.", snow)
-' Snow melts.\\nFinal answer: B'
+' Snow melts.\\nFinal answer: ice'
 >>> parse("It melts, so ... Final answer: (b)", snow)
 'ice'
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from string import ascii_uppercase as LETTERS
 
 from cotune.errors import DataError
@@ -30,12 +33,14 @@ STOP = ("\nQuestion:",)
 """Where an untuned model goes on with a question of its own, its path is over."""
 
 _ASKS = f'Think step by step. Then end with a line "{MARKER}" and '
-_LETTER_ENDING = f"{_ASKS}one letter.\nReasoning:"
+_CHOICE_ENDING = f"{_ASKS}the right choice.\nReasoning:"
 _FREE_ENDING = f"{_ASKS}the answer alone.\nReasoning:"
 
 _MARKER = re.compile(r"final[ \t]+answer[ \t]*:", re.IGNORECASE)
 _LETTER = re.compile(r"[ (\[{*_\"'`$]*([A-Za-z])(?![^\W_]|['\u2019]\w)(.*)")
 _CLOSES = (")", "]", "}", ".", ":", "*", "_", '"', "'", "`", "$", " - ")
+_GOES_ON = (". ", " because ", ", because ")
+"""What may follow the text of a choice that is explained in the same line."""
 _DIGITS = r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.[0-9]))(?P<decimals>\.[0-9]+)?"
 _ALONE = re.compile(rf"[$\u20ac\u00a3\u00a5+]*(?P<sign>-?)[$\u20ac\u00a3\u00a5]?{_DIGITS}%?")
 _FIRST = re.compile(
@@ -50,14 +55,14 @@ def path_prompt(example: Example) -> str:
     Raises:
         DataError: there are more choices than letters.
     """
-    if example.prompt.endswith((_LETTER_ENDING, _FREE_ENDING)):
+    if example.prompt.endswith((_CHOICE_ENDING, _FREE_ENDING)):
         return example.prompt
     question = example.prompt.strip().removesuffix("Answer:").removeprefix("Question:").strip()
     if not example.choices:
         return f"Question: {question}\n{_FREE_ENDING}"
     _check_choices(example)
     options = (f"{letter}. {choice}" for letter, choice in zip(LETTERS, example.choices, strict=False))
-    return "\n".join((f"Question: {question}", *options, _LETTER_ENDING))
+    return "\n".join((f"Question: {question}", *options, _CHOICE_ENDING))
 
 
 def written(rationale: str, example: Example) -> str:
@@ -69,7 +74,7 @@ def written(rationale: str, example: Example) -> str:
         DataError: the example's right answer is not known.
     """
     answer_of(example)  # refuses an example without one
-    shown = LETTERS[_right_index(example)] if example.choices else _shown(example.completion)
+    shown = _named(example) if example.choices else _shown(example.completion)
     return DELIMITER + "\n".join(part for part in (rationale.strip(), f"{MARKER} {shown}") if part)
 
 
@@ -106,7 +111,8 @@ def parse(text: str, example: Example) -> str | None:
     """The answer that a path ends on, or None: no marker, nothing behind it, or nothing that can be meant.
 
     The last marker that has text behind it counts, and of that text the first line. With choices: a letter
-    (`B`, `b.`, `(B) because ...`) or else a choice word by word; returned is the text of the choice. Without:
+    (`B`, `b.`, `(B) because ...`) or else a choice word by word, alone or explained (`ice, because ...`);
+    returned is the text of the choice. Without:
     where the right answer is a number, the first number (the one after `=` if there is one) without currency,
     unit, thousands commas and trailing zeros; else the line in lower case without dots or quotes around it.
 
@@ -171,6 +177,13 @@ def _right_index(example: Example) -> int:
     return example.answer_idx
 
 
+def _named(example: Example) -> str:
+    """The right choice as a path names it: its text, or its letter where the text would not be read as it."""
+    index = _right_index(example)
+    choice = example.choices[index].strip()
+    return choice if parse(f"{MARKER} {choice}", example) == example.choices[index] else LETTERS[index]
+
+
 def _said(text: str) -> str | None:
     """What stands behind the last marker that has anything behind it."""
     parts = (part.strip() for part in reversed(_MARKER.split(text)[1:]))
@@ -203,7 +216,16 @@ def _choice(said: str, example: Example) -> str | None:
         rest, choice = found[2], example.choices[index]
         if not rest.strip() or rest.startswith(_CLOSES) or _same(rest, choice):
             return choice
-    return next((choice for choice in example.choices if _same(said, choice)), None)
+    told = next((choice for choice in example.choices if _same(said, choice)), None)
+    return told if told is not None else _explained(said, example.choices)
+
+
+def _explained(said: str, choices: Sequence[str]) -> str | None:
+    """The longest choice that the line begins with, where it goes on with a reason."""
+    line = _line(said).casefold()
+    ways = ((choice, _line(choice).casefold() + more) for choice in choices for more in _GOES_ON)
+    found = [choice for choice, way in ways if _line(choice) and line.startswith(way)]
+    return max(found, key=len, default=None)
 
 
 def _same(said: str, choice: str) -> bool:

@@ -41,7 +41,7 @@ PIECES = st.lists(
 def test_the_template_has_question_letters_instruction_and_marker() -> None:
     assert path_prompt(SNOW) == (
         "Question: What is snow?\nA. sand\nB. frozen water\nC. a dog\n"
-        'Think step by step. Then end with a line "Final answer:" and one letter.\nReasoning:'
+        'Think step by step. Then end with a line "Final answer:" and the right choice.\nReasoning:'
     )
     assert path_prompt(PENS) == (
         "Question: How many?\n"
@@ -70,8 +70,8 @@ def test_the_reasons_of_a_path_end_before_its_first_marker(path, expected) -> No
 
 
 def test_a_written_path_is_the_text_that_follows_the_prompt() -> None:
-    assert written(" It falls.\n", SNOW) == " It falls.\nFinal answer: B"
-    assert written("", SNOW) == " Final answer: B"
+    assert written(" It falls.\n", SNOW) == " It falls.\nFinal answer: frozen water"
+    assert written("", SNOW) == " Final answer: frozen water"
     assert written("500 + 750 = 1,250", free("$1,250")) == " 500 + 750 = 1,250\nFinal answer: $1,250"
 
 
@@ -106,6 +106,27 @@ def test_nonsense_behind_the_marker_is_no_answer(said: str) -> None:
     assert not is_right(f"{MARKER} {said}", SNOW)
 
 
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ("frozen water, because it falls", "frozen water"),
+        ("Frozen water. It falls.", "frozen water"),
+        ('"sand" because it is dry', None),
+        ("sand because it is dry", "sand"),
+        ("frozen water or sand, because", None),
+        ("sandy because it is dry", None),
+    ],
+)
+def test_a_choice_that_is_explained_is_read(said: str, found: str | None) -> None:
+    assert parse(f"{MARKER} {said}", SNOW) == found
+
+
+def test_of_choices_that_begin_alike_the_longer_one_is_meant_and_a_point_is_no_end() -> None:
+    example = Example(id="x", prompt="?", completion="", choices=("3", "ice", "ice. and water"), answer_idx=0)
+    assert parse(f"{MARKER} ice. and water because so", example) == "ice. and water"
+    assert parse(f"{MARKER} 3.5", example) is None
+
+
 def test_a_path_without_the_marker_has_no_answer() -> None:
     for text in ("", "B", "The answer is B", "frozen water", "final answer B", "Final\nanswer: B"):
         assert parse(text, SNOW) is None
@@ -130,13 +151,21 @@ def test_the_last_marker_with_something_behind_it_counts() -> None:
 
 def test_choices_that_read_the_same_are_the_same_answer() -> None:
     twice = Example(id="x", prompt="Which?", completion=" bridge", choices=("bridge", "bridge"), answer_idx=1)
-    assert written("", twice) == " Final answer: B"
+    assert written("", twice) == " Final answer: bridge"
     assert is_right(f"{MARKER} A", twice)
 
 
 def test_a_letter_goes_before_a_choice_that_is_a_letter_itself() -> None:
     example = Example(id="x", prompt="Which?", completion=" b", choices=("b", "a"), answer_idx=0)
     assert parse(f"{MARKER} a", example) == "b"
+    assert written("", example) == " Final answer: A"
+
+
+@given(choices=st.lists(TEXTS | PIECES, min_size=1, max_size=5).map(tuple), data=st.data())
+def test_a_written_path_ends_on_the_right_choice_whatever_the_choices_are(choices, data) -> None:
+    right = data.draw(st.integers(0, len(choices) - 1))
+    example = Example(id="x", prompt="Which?", completion="", choices=choices, answer_idx=right)
+    assert is_right(written("So.", example), example)
 
 
 @pytest.mark.parametrize(

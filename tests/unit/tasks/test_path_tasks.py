@@ -81,7 +81,7 @@ def test_dss_cqa_asks_the_bare_question_and_keeps_the_rationale() -> None:
     row = {"question": "Snow is ", "choices": ["ice", "sand"], "answer_idx": 0, "rationale": "It melts."}
     example = dss_cqa.example(row, WHERE)
     assert (example.prompt, example.completion, example.rationale) == ("Snow is", " ice", "It melts.")
-    assert written(example.rationale, example) == " It melts.\nFinal answer: A"
+    assert written(example.rationale, example) == " It melts.\nFinal answer: ice"
 
 
 def test_short_answer_takes_texts_and_numbers() -> None:
