@@ -188,7 +188,7 @@ def _stage(
     models, is_server = (fleet.llm, fleet.slms), client is None
     taught = None
     if config.allocator:
-        taught = teaching(config, models, dataset.public, around, is_server=is_server)
+        taught = teaching(config, models, dataset, around, is_server=is_server)
     rationales = Rationales(config, partial(_llm, config, fleet, dataset, told), around)
     wire = build_guards.wire(config, families.members(config, dataset.clients), out, fleet.num_values, keys)
     common = Surroundings(dataset, out, watch, note, taught, rationales, wire.outbox)

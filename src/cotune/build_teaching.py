@@ -11,6 +11,7 @@ from typing import Any
 from cotune import plugins, reasoning
 from cotune.allocation import Allocation, Teacher
 from cotune.config import Config
+from cotune.data import Dataset
 from cotune.errors import ConfigError
 from cotune.lessons import Tutor, with_pace
 from cotune.models.contrast import ContrastConfig
@@ -55,7 +56,7 @@ Models = tuple[Learner | None, Mapping[str, Learner]]
 
 
 def teaching(
-    config: Config, models: Models, pool: Sequence[Example], around: Around, *, is_server: bool = True
+    config: Config, models: Models, dataset: Dataset, around: Around, *, is_server: bool = True
 ) -> Teaching:
     """What `allocator` and `teach` say, as objects.
 
@@ -63,6 +64,7 @@ def teaching(
         ConfigError: the strategy's clients do not tune what they are sent, there are no public examples, or
             an endpoint cannot do what is asked of the LLM.
     """
+    pool = dataset.public
     if not pool:
         raise ConfigError(
             "allocator: there are no public examples to teach with. Set public_rows of a source above 0."
@@ -80,6 +82,7 @@ def teaching(
             Scrubber(teach.scrub, teach.max_chars),
             Shelf(around.out / "clients"),
             rules,
+            dataset.measured,
         )
         for name, slm in slms.items()
     }

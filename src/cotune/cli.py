@@ -127,12 +127,15 @@ def evaluate(
         str | None, typer.Option(help="JSONL (.gz) or hub id; the task's own rows by default")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="first rows only")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="path_accuracy: by the answer that a written path ends on")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a model, with or without an adapter, on a task."""
     from cotune import launch
 
-    found = launch.evaluate_model((model, adapter), task, data, limit)
+    found = launch.evaluate_model((model, adapter), task, data, limit, metric)
     if as_json:
         _print(found)
     else:

@@ -108,6 +108,11 @@ class SourceConfig(Settings):
     test_rows: int | None = Field(
         None, ge=0, description="held-out rows; all of `test_data` or `held_out` by default"
     )
+    metric: Literal["choice", "path_accuracy"] | None = Field(
+        None,
+        description="score held-out questions by the likeliest choice, or by the answer that a written path "
+        "ends on; the task's own way by default",
+    )
 
 
 class IidPartition(Settings):

@@ -24,7 +24,7 @@ from cotune.errors import DataError, suggestion
 from cotune.partition import IntArray
 from cotune.records import Example, Metric, derived_rng
 from cotune.splits import Source, Split, split
-from cotune.table import Entry, load_task, read_entries, refuse_repeated_ids
+from cotune.table import Entry, load_task, metric_of, read_entries, refuse_repeated_ids
 
 ByTask = Mapping[str, tuple[Example, ...]]
 
@@ -84,6 +84,14 @@ class Dataset:
         """
         return self.test if self.own_test is None else self.own_test[client]
 
+    def measured(self, client: str) -> frozenset[int]:
+        """Rows of `public` whose prompt is also one that the client is measured on; they must not teach it.
+
+        `load` leaves none; a client of a deployed run may bring held-out examples of its own.
+        """
+        prompts = {example.prompt for examples in self.held_out(client).values() for example in examples}
+        return frozenset(row for row, example in enumerate(self.public) if example.prompt in prompts)
+
 
 def load(config: DataConfig, seed: int) -> Dataset:
     """Read all sources, hold out the test rows, then the public rows, and give the rest to the clients.
@@ -110,11 +118,10 @@ def load(config: DataConfig, seed: int) -> Dataset:
     dropped: Counter[str] = Counter()
     for one in splits:
         dropped[one.source.settings.task] += one.num_dropped
-    tasks = dict.fromkeys(source.task for source in config.sources)
     return Dataset(
         public=tuple(entry.example for one in splits for entry in one.public),
         test=_by_task(test),
-        metrics={task: load_task(task).METRIC for task in tasks},
+        metrics=_metrics(config),
         dropped=dict(dropped),
         pool=tuple(entry.example for entry in private),
         parts=dict(zip(names, parts, strict=True)),
@@ -142,6 +149,24 @@ def load_examples(task: str, data: str | None = None, limit: int | None = None) 
     entries = read_entries(task, source, label=task, limit=limit)
     refuse_repeated_ids([entries])
     return tuple(entry.example for entry in entries)
+
+
+def _metrics(config: DataConfig) -> dict[str, Metric]:
+    """How each task is scored: as a source asks for, else in the task's own way.
+
+    Raises:
+        DataError: the task cannot be scored so, or two sources of it differ.
+    """
+    found: dict[str, Metric] = {}
+    for number, source in enumerate(config.sources):
+        place = f"data.sources.{number}.metric"
+        asked = metric_of(source.task, source.metric, place)
+        if found.setdefault(source.task, asked) != asked:
+            raise DataError(
+                f"{place}: got {asked}; another source of task {source.task} is scored by "
+                f"{found[source.task]}. Give all its sources the same `metric`."
+            )
+    return found
 
 
 def _read_source(config: DataConfig, number: int) -> Source:

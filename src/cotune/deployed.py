@@ -121,7 +121,10 @@ class _Client:
     def dataset(self) -> Any:
         """What it may read."""
         tasks = [source.task for source in self.config.data.sources]
-        return parties.read_client(self.party.folder, self.party.name, tasks)
+        found = parties.read_client(self.party.folder, self.party.name, tasks)
+        for note in found.notes:
+            LOG.warning(note)
+        return found
 
     @cached_property
     def host(self) -> Host | Hosts:

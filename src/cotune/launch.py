@@ -162,7 +162,7 @@ def _resumable(folder: Path) -> Iterator[None]:
 
 
 def evaluate_model(
-    model: tuple[str, Path | None], task: str, data: str | None, limit: int | None
+    model: tuple[str, Path | None], task: str, data: str | None, limit: int | None, metric: str | None = None
 ) -> dict[str, Any]:
     """Score a model on a task.
 
@@ -171,6 +171,7 @@ def evaluate_model(
         task: a task's name.
         data: its rows, by default its own.
         limit: first rows only.
+        metric: how it is scored, by default in the task's own way.
 
     Returns:
         The metric's numbers, `n` and `seconds` (of scoring alone).
@@ -179,8 +180,9 @@ def evaluate_model(
     from cotune.evaluate import evaluate
     from cotune.models import causal_lm, zoo
     from cotune.models.lora import LoraStack, load_peft
-    from cotune.table import load_task
+    from cotune.table import metric_of
 
+    scored_by = metric_of(task, metric, "--metric")
     examples = datasets.load_examples(task, data, limit)
     folder = Path(zoo.resolve(model[0]))
     lm = causal_lm.load(folder, zoo.fingerprint(folder))
@@ -189,6 +191,6 @@ def evaluate_model(
         targets = sorted({name.split("base_model.model.")[1].rsplit(".", 2)[0] for name in adapter.arrays})
         LoraStack(lm, adapter.rank, adapter.alpha, targets).load([adapter])
     began = time.perf_counter()
-    found = evaluate(lm, examples, load_task(task).METRIC, tokens=configs.RuntimeConfig().score_tokens)
+    found = evaluate(lm, examples, scored_by, tokens=configs.RuntimeConfig().score_tokens)
     seconds = time.perf_counter() - began
     return {"task": task, "model": model[0], **found, "seconds": round(seconds, 3)}

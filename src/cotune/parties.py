@@ -169,24 +169,43 @@ def read_server(folder: Path, sizes: Mapping[str, int] | None = None) -> Dataset
 def read_client(folder: Path, client: str, tasks: Sequence[str] = ()) -> Dataset:
     """What one client may read: of the others, the names.
 
-    `tasks`: of the configuration; rows that are not examples yet are read as rows of the only one.
+    `tasks`: of the configuration; rows that are not examples yet are read as rows of the only one. What the
+    client is measured on is left out of its own examples; `notes` say so, and what of the public ones is.
 
     Raises:
-        DataError, ConfigError: a file cannot be used.
+        DataError, ConfigError: a file cannot be used, or nothing is left to train on.
     """
     shape = _shape(folder)
-    own = _own(folder / DATA, tasks)
-    held_out = _by_task(folder / HELD_OUT)
+    brought, held_out = _own(folder / DATA, tasks), _by_task(folder / HELD_OUT)
+    prompts = {example.prompt for examples in held_out.values() for example in examples}
+    own = tuple(example for example in brought if example.prompt not in prompts)
+    public = read_examples(folder / PUBLIC)
+    shown = sum(example.prompt in prompts for example in public)
+    if not own:
+        raise DataError(
+            f"{folder / DATA}: all {len(brought)} examples also stand in {HELD_OUT}. Take them out of one."
+        )
     nothing: dict[str, ByTask] = {name: {} for name in shape["clients"]}
     return Dataset(
-        public=read_examples(folder / PUBLIC),
+        public=public,
         test=held_out if shape["shares_test"] else {},
         metrics=shape["metrics"],
         dropped={},
         pool=own,
         parts={name: np.arange(len(own) if name == client else 0) for name in shape["clients"]},
         own_test=None if shape["shares_test"] else {**nothing, client: held_out},
+        notes=_told(len(brought) - len(own), shown),
     )
+
+
+def _told(dropped: int, shown: int) -> tuple[str, ...]:
+    """Sentences about examples that a client is measured on and that also stand elsewhere."""
+    own = f"{DATA}: {dropped:,} of its examples also stand in {HELD_OUT}; they were left out"
+    public = (
+        f"{PUBLIC}: {shown:,} of its examples also stand in {HELD_OUT}; their paths teach nothing here, but "
+        "the server trains on them too, so what is measured may be flattered"
+    )
+    return (*([own] if dropped else []), *([public] if shown else []))
 
 
 def write_examples(path: Path, by_task: Mapping[str, Sequence[Example]]) -> None:

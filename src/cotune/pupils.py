@@ -7,7 +7,7 @@ numbers of items, and, for the items that the server asked for, its paths, cappe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +60,7 @@ class Pupils:
         tutor: how the model learns; allocator: which items do it good.
         writer: the model, writing with an adapter; reader: the model, being read from.
         scrubber: what a path goes through before it leaves.
+        measured: a client -> rows of the pool that it is measured on in the end, which must not teach it.
     """
 
     tutor: Tutor
@@ -69,6 +70,7 @@ class Pupils:
     scrubber: Scrubber
     shelf: Shelf
     rules: Rules
+    measured: Callable[[str], Collection[int]]
 
     def step(self, action: str, given: Sequence[Given], clients: Sequence[Client]) -> list[Reply]:
         """One of `choose`, `exchange`, `learn`; one reply each, in order."""
@@ -114,11 +116,15 @@ class Pupils:
     def _choose(self, told: Given, client: Client) -> Reply:
         view = self._view(client, told.facts.get("losses"))
         allocated = self.allocator.choose(view, self._memory(client))
-        index, rows = client.round.index, np.asarray(allocated.rows, np.int64)
+        index, barred = client.round.index, self.measured(client.id)
+        drawn = probe_rows(client.round, client.id, self.rules.probe, view.num_items)
+        probe = [row for row in drawn if row not in barred]
+        left = [row for row in allocated.rows.tolist() if row not in barred and row not in probe]
+        rows = np.asarray(left, np.int64)
         self.shelf.put(client.id, "chosen", index, {}, {"rows": rows, "scores": allocated.scores})
         facts: dict[str, Any] = {"rows": rows.tolist()}
-        if self.rules.probe and self.shelf.newest(client.id, "probe", index) is None:
-            facts["probe"] = probe_rows(client.round, client.id, self.rules.probe, view.num_items)
+        if probe and self.shelf.newest(client.id, "probe", index) is None:
+            facts["probe"] = probe
         if "losses" in self.allocator.needs:
             facts["losses"] = told_losses(self._losses(client))
         return Reply(facts=facts)

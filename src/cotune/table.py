@@ -62,6 +62,21 @@ def load_task(name: str) -> Task:
     return task
 
 
+def metric_of(task: str, asked: str | None, where: str) -> Metric:
+    """How a task is scored: as asked, where its questions allow it; None: in its own way.
+
+    Raises:
+        DataError: they do not.
+    """
+    own = load_task(task).METRIC
+    if asked == "path_accuracy" and own == "choice":
+        return "path_accuracy"
+    if asked not in (None, own):
+        other = f"{own} or path_accuracy" if own == "choice" else f"{own} alone"
+        raise DataError(f"{where}: got {asked}; task {task} is scored by {other}. Leave it out.")
+    return own
+
+
 def read_entries(
     name: str,
     source: str,

@@ -130,6 +130,7 @@ EVAL = ["eval", "--model", "SLM", "--task", "multiple_choice"]
         (["compare", "CONFIG", "--seeds", "0"], "--seeds"),
         (["eval", "--model", "SLM", "--task", "multiple_choise"], "Did you mean 'multiple_choice'?"),
         (EVAL, "Name a JSONL file"),
+        ([*EVAL, "--metric", "bleu"], "--metric: got bleu; task multiple_choice is scored by choice or path_a"),
         ([*EVAL, "--data", "ROWS", "--adapter", "gone"], "no readable PEFT"),
         ([*EVAL, "--data", "ROWS", "--adapter", "ODD"], "got IA3"),
         (["models", "pull", "smolm"], "smolm"),
@@ -209,6 +210,8 @@ def test_eval_scores_a_model_with_and_without_an_adapter(cotune, config, small, 
         plain.json()["accuracy_norm"],
     )
     assert "accuracy" in cotune(*words[:-1]).out
+    paths = cotune(*words, "--limit", 2, "--metric", "path_accuracy").json()
+    assert (paths["path_accuracy"], paths["n"]) == (0.0, 2)
 
 
 def test_eval_of_a_saved_run_gives_the_number_of_its_report(cotune, config, small, tmp_path):

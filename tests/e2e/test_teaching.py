@@ -8,6 +8,7 @@ import pytest
 
 import tiny
 from cotune import plugins, report, session
+from cotune.data import Dataset
 from cotune.errors import ConfigError
 from cotune.lessons import Tutor
 
@@ -16,9 +17,9 @@ TEACH = {"guard": False, "path_tokens": 6, "probe": 2, "beta": 1.0, "slm_lr": 1e
 ROLES = ("slm", "llm")
 
 
-def few(small):
+def few(small, rows=3):
     """Three public items of each source instead of six: most of the time goes into paths about them."""
-    return [{**source, "public_rows": 3} for source in tiny.raw_config(small)["data"]["sources"]]
+    return [{**source, "public_rows": rows} for source in tiny.raw_config(small)["data"]["sources"]]
 
 
 def lines(folder):
@@ -74,8 +75,12 @@ def test_without_a_lesson_it_is_the_plain_run_bit_for_bit(small, tmp_path):
 
 
 def test_a_run_stopped_in_the_middle_of_a_round_learns_the_same_filters(small, tmp_path, monkeypatch):
-    options = {"allocator": "lada", "teach": TEACH, "data__sources": few(small)}
+    options = {"allocator": "lada", "teach": TEACH, "data__sources": few(small, rows=10)}
     tiny.run(small, tmp_path / "whole", **options)
+    first, *later = lines(tmp_path / "whole")
+    assert all(len(rows) == 2 for rows in first["probe"].values())  # the probe's way is the usual one
+    for line in (first, *later):  # what is measured is not taught
+        assert all(not set(first["probe"][client]) & set(rows) for client, rows in line["wanted"].items())
     teach, calls = Tutor.teach, []
 
     def stop(tutor, courses):
@@ -101,7 +106,7 @@ def test_a_run_stopped_in_the_middle_of_a_round_learns_the_same_filters(small, t
 def test_only_the_paths_that_were_asked_for_cross_scrubbed(small, tmp_path, monkeypatch):
     sent = []
     options = {"data__sources": few(small)}
-    ready = tiny.ready(small, tmp_path, allocator="random", teach={**TEACH, "scrub": [r"\S"]}, **options)
+    ready = tiny.ready(small, tmp_path, allocator="lada", teach={**TEACH, "scrub": [r"\S"]}, **options)
     transport = ready.federation.transport
     send = transport.send
 
@@ -116,14 +121,30 @@ def test_only_the_paths_that_were_asked_for_cross_scrubbed(small, tmp_path, monk
     assert "[pattern]" in exchanged
     told = [outcome for outcome, _, _ in sent if outcome.action.startswith("teach/")]
     assert {message.action for message in told} == {"teach/choose", "teach/exchange", "teach/learn"}
+    assert any(message.action == "teach/learn" and message.facts["sums"]["pairs"] for message in told)
     for message in told:
-        assert not message.arrays
+        assert not message.arrays  # no filter, no context
+        if message.action == "teach/choose":
+            assert set(message.facts) <= {"rows", "probe"}
         if message.action == "teach/exchange":
             line = lines(tmp_path)[message.round - 1]
             assert len(message.facts["paths"]) == len(line["asked"][message.client])
             assert not "".join(message.facts["paths"]).replace("[pattern]", "").strip()
         if message.action == "teach/learn":
             assert set(message.facts) == {"weight", "sums"}
+
+
+def test_items_that_a_client_is_measured_on_do_not_teach_it(small, tmp_path, monkeypatch):
+    """In a run of one process there are none; a deployed client may bring some."""
+    monkeypatch.setattr(Dataset, "measured", lambda _, client: {0, 1, 5} if client == "client-1" else set())
+    options = {"rounds": 1, "data__sources": few(small, rows=10)}
+    tiny.run(small, tmp_path, allocator="everything", teach=TEACH, **options)
+    [line] = lines(tmp_path)
+    for client, rows in line["wanted"].items():
+        barred = {0, 1, 5} if client == "client-1" else set()
+        probe = set(line["probe"].get(client, ()))
+        assert set(rows) == set(range(20)) - barred - probe
+        assert not probe & barred
 
 
 @pytest.mark.parametrize("cap", [{}, {"path_tokens": 90, "max_chars": 64}])

@@ -385,3 +385,22 @@ def test_further_examples_go_to_one_client_and_change_no_other(tmp_path: Path) -
     assert (after.public, after.test, after.clients) == (before.public, before.test, before.clients)
     assert len(after.with_more("client-2", more[:1]).train("client-2")) == after.num_train("client-2") + 1
     assert before.num_train("client-2") == len(before.train("client-2"))  # values in, values out
+
+
+def test_a_source_may_have_its_choices_scored_by_what_paths_end_on(tmp_path: Path) -> None:
+    first = {"data": write(tmp_path / "a.jsonl", rows(30)), "test_rows": 5, "train_rows": 5}
+    second = {"data": write(tmp_path / "b.jsonl", rows(30, "r")), "test_rows": 5, "train_rows": 5}
+    assert load(IID, {**first, "metric": "path_accuracy"}).metrics == {"multiple_choice": "path_accuracy"}
+    assert load(IID, {**first, "metric": "choice"}).metrics == {"multiple_choice": "choice"}
+    with pytest.raises(DataError, match=r"sources\.1\.metric: got choice; another source .* same `metric`"):
+        load(IID, {**first, "metric": "path_accuracy"}, second)
+
+
+def test_a_task_without_choices_is_scored_in_its_own_way_alone(tmp_path: Path) -> None:
+    content = [{"question": f"{number} + 1?", "answer": number + 1} for number in range(20)]
+    source = {"task": "gsm8k", "data": write(tmp_path / "a.jsonl", content), "test_rows": 5}
+    assert load(IID, {**source, "metric": "path_accuracy"}).metrics == {"gsm8k": "path_accuracy"}
+    with pytest.raises(
+        DataError, match=r"0\.metric: got choice; task gsm8k is scored by path_accuracy alone"
+    ):
+        load(IID, {**source, "metric": "choice"})

@@ -203,6 +203,25 @@ def test_a_client_may_bring_its_own_examples_in_either_form(folder, tmp_path):
     assert read.completion == f" {raw['choices'][raw['answer_idx']]}"
 
 
+def test_what_a_client_is_measured_on_is_left_out_and_told(folder, tmp_path):
+    home = tmp_path / "own"
+    subprocess.run(["cp", "-r", str(homes(folder)["client-1"]), str(home)], check=True)
+    plain = parties.read_client(home, "client-1")
+    assert (plain.notes, plain.measured("client-1")) == ((), frozenset())
+    private, public = [(home / name).read_text().splitlines() for name in ("data.jsonl", "public.jsonl")]
+    [task] = {json.loads(line)["task"] for line in (home / "held_out.jsonl").read_text().splitlines()[:1]}
+    lines = [json.dumps({**json.loads(line), "task": task}) for line in (private[0], public[3])]
+    (home / "held_out.jsonl").write_text("\n".join(lines) + "\n")
+    found = parties.read_client(home, "client-1")
+    assert found.train("client-1") == plain.train("client-1")[1:]
+    assert found.public == plain.public  # the server counts in its rows
+    assert found.measured("client-1") == {3}
+    assert [note.split(" of its")[0] for note in found.notes] == ["data.jsonl: 1", "public.jsonl: 1"]
+    (home / "data.jsonl").write_text(private[0] + "\n")
+    with pytest.raises(DataError, match=r"all 1 examples also stand in held_out\.jsonl\. Take"):
+        parties.read_client(home, "client-1")
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
