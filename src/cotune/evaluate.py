@@ -65,7 +65,8 @@ def answers(
         examples: with choices and `answer_idx` for `choice`; with a completion for the others.
         metric: `choice` (accuracy by log-likelihood), `rouge_l` or `exact_match` (of generated text), or
             `path_accuracy` (the answer that a generated reasoning path ends on, with choices or without).
-        tokens: positions per forward pass.
+        tokens: positions per forward pass where choices are scored; texts are written as many together as
+            `models.generate` does by itself.
         sampling: how text is generated; greedy, 64 tokens at most, if None; `PATH` for paths.
 
     Raises:
@@ -75,8 +76,8 @@ def answers(
         return choice_answers(examples, score_choices(lm, examples, tokens=tokens))
     if metric == "path_accuracy":
         prompts = [reasoning.path_prompt(example) for example in examples]
-        return path_answers(examples, generate(lm, prompts, tokens=tokens, sampling=sampling or PATH))
-    texts = generate(lm, [e.prompt for e in examples], tokens=tokens, sampling=sampling or Sampling())
+        return path_answers(examples, generate(lm, prompts, sampling=sampling or PATH))
+    texts = generate(lm, [e.prompt for e in examples], sampling=sampling or Sampling())
     compare = _WRITTEN[metric]
     return [
         Answer(example.id, text.strip(), compare(text, example.completion))

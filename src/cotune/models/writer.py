@@ -20,14 +20,13 @@ class LocalWriter:
         lm: the model.
         stack: where its adapters are mounted; None for a model that has none.
         adapter: what it writes with, mounted anew at each `write`; None: the bare model.
-        tokens: positions per batch, new ones included. It changes speed and memory alone: keys and values of
-            so many tokens are held at a time, of SmolLM2-135M 46 kB each.
+        tokens: positions per batch, new ones included; see `generate.TOGETHER`.
     """
 
     lm: CausalLM
     stack: LoraStack | None = None
     adapter: Adapter | None = None
-    tokens: int = 16_384
+    tokens: int = generate.TOGETHER
 
     @property
     def fingerprint(self) -> str:
