@@ -81,7 +81,7 @@ class Party:
     """It learns from some items (`fits` [n]) and not from the others; with role -1 all is reversed.
 
     Margins of what it learns from are high and those paths are still unlikely, both under noise; the probe
-    rises with every batch that holds more than half such items, and falls with the others.
+    rises over a round with every batch that holds more than half such items, and falls with the others.
     """
 
     fits: Any
@@ -93,7 +93,7 @@ class Party:
         signs = self.role * np.where(self.fits[rows], 1.0, -1.0)
         batches = np.arange(len(rows)) // size
         gains = [signs[batches == batch].mean() for batch in range(batches[-1] + 1)]
-        probe = 1 / (1 + np.exp(-np.cumsum([0.0, *gains])))
+        probe = 1 / (1 + np.exp([0.0, -sum(gains)]))
         noise = rng.standard_normal((2, len(rows)))
         return trained(rows, 3 * signs + 2 * noise[0], -signs + noise[1], batches, probe)
 

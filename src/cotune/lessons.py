@@ -8,6 +8,7 @@ frozen model.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -107,7 +108,14 @@ class Tutor:
         references = [self.sums(course.reference, course.lessons) for course in courses]
         before = [self._preference(course.adapter, course) for course in courses]
         jobs = [
-            ContrastJob(self._pairs(course.lessons), course.adapter, reference, course.rng, course.span)
+            ContrastJob(
+                self._pairs(course.lessons),
+                course.adapter,
+                reference,
+                course.rng,
+                course.span,
+                weights(course.lessons),
+            )
             for course, reference in zip(courses, references, strict=True)
         ]
         learner = self.learner
@@ -163,6 +171,14 @@ class Tutor:
         return hashlib.sha256(named.encode("utf-8", "surrogatepass")).digest()
 
 
+def weights(lessons: Sequence[Lesson]) -> Floats:
+    """What each lesson counts, [lessons], 1 on the mean: an item as much as another, however many owners
+    had a path to it (LaDa, the server's loss: the mean over an item's clients)."""
+    times = Counter(lesson.row for lesson in lessons)
+    found = np.array([1 / times[lesson.row] for lesson in lessons], np.float64)
+    return found / found.mean() if len(found) else found
+
+
 def following(path: str) -> str:
     """A path as the text that follows its prompt."""
     return DELIMITER + path.strip()
@@ -178,7 +194,7 @@ def _taught(course: Course, found: Contrasted, probe: Sequence[float]) -> Taught
     records = found.records
     owners = [course.lessons[record.row].owner for record in records]
     rows = np.array([course.lessons[record.row].row for record in records], np.int64)
-    batches = np.array([0 if probe else record.batch for record in records], np.int64)
+    batches = np.array([record.batch for record in records], np.int64)
     margins = np.array([record.margin for record in records], np.float64)
     means = np.array([record.preferred_mean for record in records], np.float64)
     trained = {}

@@ -83,13 +83,12 @@ class Trained:
 
     Attributes:
         rows: int64 [t], of the pool; an item that came up twice is here twice.
-        batches: int64 [t], from 0 in each round, not falling. A batch may be several steps: what lies between
-            two measurements of the probe.
+        batches: int64 [t], the step that an entry took part in, from 0 in each round, not falling.
         margins: float64 [t], before the step, z of `sigmoid(beta z)`: how much more the peer's path has
             gained on its reference than the other one.
         log_probs: float64 [t], before the step: mean token log-probability of the peer's path.
-        probe: float64 [batches + 1], mean preference probability on a fixed set, before the first batch and
-            after each; empty where it was not measured.
+        probe: float64 [2], mean preference probability on a fixed set, before the first step and after the
+            last; empty where it was not measured.
     """
 
     rows: Array

@@ -6,7 +6,7 @@ is still unlikely), half is its batch's: how much the probability of preferring 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from cotune.errors import RunError
@@ -29,7 +29,8 @@ class Rule:
 
     alpha: share of the item's own part. beta: of the preference loss. loss_sign: the batch's part reads
     exp(-loss), the preference probability, or literally exp(+loss), which rises when the model gets worse.
-    source: whether a batch is judged on the probe, where it was measured, or on its own items.
+    source: whether a batch is judged on its own items, or on the probe, where it was measured; that is before
+    and after a round, so a round is one batch then.
     """
 
     alpha: float = 0.5
@@ -47,12 +48,14 @@ def rewards(trained: Trained, rule: Rule, last: float | None) -> tuple[Floats, f
         last: the level that the round before ended with; None: there was none.
 
     Raises:
-        RunError: a margin, a log-probability or a probe value is not finite, or the probe does not fit the
-            batches.
+        RunError: a margin, a log-probability or a probe value is not finite, or the probe has not two.
     """
+    import numpy as np
+
     check(trained)
     levels = batch_levels(trained, rule)
     if rule.source == "probe" and len(trained.probe):
+        trained = replace(trained, batches=np.zeros(len(trained.rows), np.int64))
         gains = progress(trained.probe[1:], float(trained.probe[0]))[trained.batches]
     else:
         gains = progress(levels, last)[ordinals(trained.batches)]
@@ -143,9 +146,8 @@ def check(trained: Trained) -> None:
                 f"records) is {values[wrong[0]]}; expected a number. The model has diverged: lower its "
                 "tune.lr."
             )
-    batches = int(trained.batches.max()) + 1
-    if len(trained.probe) not in (0, batches + 1) or not np.isfinite(trained.probe).all():
+    if len(trained.probe) not in (0, 2) or not np.isfinite(trained.probe).all():
         raise RunError(
-            f"allocator: the probe has {len(trained.probe)} values for {batches} batches; expected a number "
-            "before the first batch and one after each, or none at all."
+            f"allocator: the probe is {trained.probe.tolist()}; expected a number before the round and one "
+            "after it, or none at all."
         )

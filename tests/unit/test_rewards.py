@@ -91,9 +91,8 @@ def test_the_literal_sign_rewards_what_made_the_model_worse():
 
 
 def test_the_probe_is_used_where_it_was_measured_and_the_rule_allows():
-    found = trained([1, 2, 3], [0.0, 0.0, 50.0], batches=[0, 1, 1], probe=[0.5, 0.4, 0.8])
-    own_half = 1 / (1 + math.exp(0.2)), 1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(-0.5))
-    assert np.allclose(reward(found, Rule(alpha=0.0)), own_half)
+    found = trained([1, 2, 3], [0.0, 0.0, 50.0], batches=[0, 1, 1], probe=[0.5, 0.4])
+    assert np.allclose(reward(found, Rule(alpha=0.0)), 1 / (1 + math.exp(0.2)))  # of the whole round
     literal = reward(found, BATCH)
     assert literal[0] == 0.5
     assert literal[1] == literal[2] > 0.5
@@ -159,7 +158,7 @@ def test_what_is_not_a_number_is_refused_with_its_row(name):
         reward(trained([3, 7], **values))
 
 
-@pytest.mark.parametrize("probe", [[0.5, 0.5], [0.5, 0.5, np.inf]])
-def test_a_probe_that_does_not_fit_the_batches_is_refused(probe):
-    with pytest.raises(RunError, match="for 2 batches; expected a number before the first batch"):
+@pytest.mark.parametrize("probe", [[0.5], [0.5, 0.5, 0.5], [0.5, np.inf]])
+def test_a_probe_that_is_not_a_number_before_and_one_after_is_refused(probe):
+    with pytest.raises(RunError, match="expected a number before the round and one after it"):
         reward(trained([3, 7], [0.0, 0.0], batches=[0, 1], probe=probe))

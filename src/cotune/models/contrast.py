@@ -55,13 +55,15 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class ContrastJob:
-    """One client's work. `reference`: see `reference_sums`; `span`: as in `TuneJob`."""
+    """One client's work. `reference`: see `reference_sums`; `span`: as in `TuneJob`; `weights`: of each pair
+    in the loss, [pairs], 1 on the mean; none: all alike."""
 
     pairs: Sequence[Pair]
     adapter: Adapter
     reference: Sums
     rng: np.random.Generator
     span: tuple[float, float] = (0.0, 1.0)
+    weights: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +214,12 @@ class _Work:
         picked = [sums[self.order[step]] for sums in self.job.reference]
         return torch.from_numpy(np.stack(picked)).double()
 
+    def share(self, step: int) -> Tensor:
+        """What each pair of a batch counts in the client's mean, [pairs]."""
+        rows = self.order[step]
+        weights = np.ones(len(rows)) if self.job.weights is None else self.job.weights[rows]
+        return torch.from_numpy(weights / len(rows))
+
     def done(self, adapter: Adapter, records: Sequence[PairRecord]) -> Contrasted:
         """What came of it."""
         cut = sum(row.was_cut for batch in self.plan.batches for row in batch)
@@ -253,7 +261,8 @@ def _contrast_stack(
         stack.activate(len(active))
         batches = [work.plan.batches[step] for work in active]
         reference = torch.cat([work.reference(step) for work in active], dim=1)
-        now = _forward(lm, batches, reference, config)
+        share = torch.cat([work.share(step) for work in active])
+        now = _forward(lm, batches, (reference, share), config)
         rows.step(stack.gradients(now.total), len(active))
         for k, new in enumerate(_records(now, [work.order[step] for work in active], step)):
             records[k] += new
@@ -264,12 +273,14 @@ def _contrast_stack(
 
 
 def _forward(
-    lm: CausalLM, active: Sequence[Sequence[Encoded]], reference: Tensor, config: ContrastConfig
+    lm: CausalLM, active: Sequence[Sequence[Encoded]], given: tuple[Tensor, Tensor], config: ContrastConfig
 ) -> _Pass:
     """Sum over clients of each client's mean pair loss, and what it is made of.
 
-    Sums over a path are float64: their differences are small against them.
+    `given`: sums under the frozen model, and each pair's share. Sums over a path are float64: their
+    differences are small against them.
     """
+    reference, share = given
     batch, rows = stacked_batch(lm, active)
     values = token_log_probs(lm.project, target_states(lm, batch), batch.target, lm.vocab_size)
     owner, size = batch.row.cpu(), len(active) * rows
@@ -281,8 +292,7 @@ def _forward(
     losses = config.loss((trained[0], trained[1]), against, config.beta)
     margins = config.margin((trained[0], trained[1]), against)
     means = trained[0] / counts[0].clamp(min=1)
-    share = [2 / len(client) for client in active for _ in range(0, len(client), 2)]
-    total = torch.tensor(share, dtype=torch.float64) @ (losses - config.gamma * means)
+    total = share @ (losses - config.gamma * means)
     return _Pass(total, margins.detach(), losses.detach(), means.detach(), counts)
 
 

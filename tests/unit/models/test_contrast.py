@@ -83,7 +83,8 @@ def naive_loss(lm: CausalLM, given: list[Pair], reference, how: ContrastConfig) 
 def ours(lm: CausalLM, clients: list[list[Pair]], references, how: ContrastConfig):
     active = [[row for two in encode_paths(lm, given, 512) for row in two] for given in clients]
     reference = torch.cat([torch.from_numpy(np.stack(each)) for each in references], dim=1)
-    return _forward(lm, active, reference, how)
+    share = torch.cat([torch.full((len(given),), 1 / len(given), dtype=torch.float64) for given in clients])
+    return _forward(lm, active, (reference, share), how)
 
 
 def difference(one, other) -> float:
@@ -156,6 +157,18 @@ def test_a_stack_gives_the_adapters_of_separate_runs(dtype):
         assert (one.steps, one.tokens, one.cut) == (alone.steps, alone.tokens, alone.cut)
         places = [(record.row, record.batch) for record in one.records]
         assert places == [(record.row, record.batch) for record in alone.records]
+
+
+def test_a_pair_of_twice_the_weight_counts_as_if_it_were_there_twice():
+    lm = tiny.lm(dtype=torch.float64)
+    stack = LoraStack(lm, 2, 4, "all-linear")
+    once, how = pairs(2), config(batch_size=3, gamma=0.3)
+    twice = job(lm, stack, [*once, once[1]])
+    weighted = replace(job(lm, stack, once), weights=np.array([2 / 3, 4 / 3]))
+    plain = job(lm, stack, once)
+    found = [contrast(lm, stack, [one], how)[0].adapter for one in (twice, weighted, plain)]
+    assert difference(found[1], found[0]) < 1e-9
+    assert difference(found[2], found[0]) > 1e-3
 
 
 def test_a_job_without_pairs_keeps_its_adapter(lm, stack):
