@@ -103,7 +103,7 @@ class ModelView:
     def _features(self, name: str, texts: list[str]) -> Floats:
         if name not in self._known:
             self.reader.mount(None)
-            self._known[name] = self.reader.features(texts, CONTEXT_SIZE, CONTEXT_SEED)
+            self._known[name] = self.reader.features(texts, CONTEXT_SIZE, CONTEXT_SEED, together=True)
         found: Floats = self._known[name]
         return found
 

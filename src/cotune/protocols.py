@@ -229,10 +229,13 @@ class Reader(Protocol):
     def log_probs(self, pairs: Sequence[tuple[str, str]]) -> LogProbs:
         """Log-probability of each target after its context, for (context, target) pairs."""
 
-    def features(self, texts: Sequence[str], dimensions: int | None, seed: int) -> Array:
+    def features(
+        self, texts: Sequence[str], dimensions: int | None, seed: int, *, together: bool = False
+    ) -> Array:
         """Features, float32 [texts, dimensions], that every reader of the same model and seed computes alike.
 
-        `dimensions` None: all features, unprojected.
+        `dimensions` None: all features, unprojected. `together`: to the last bit the same whenever these very
+        texts are asked for together.
         """
 
 

@@ -85,7 +85,9 @@ class NoReader:
         """Refused."""
         self._refuse("log_probs")
 
-    def features(self, texts: Sequence[str], dimensions: int | None, seed: int) -> NoReturn:
+    def features(
+        self, texts: Sequence[str], dimensions: int | None, seed: int, *, together: bool = False
+    ) -> NoReturn:
         """Refused."""
         self._refuse("features")
 

@@ -71,7 +71,7 @@ class Lada:
     """See the module.
 
     Memory: `rows` and `rewards` of all records, `last` (what the batch before the next one came to), and both
-    networks. A record's context is read anew, so that old records and new ones speak of the same model.
+    networks. Contexts are not kept: they come from the bare model, so the view gives the same ones again.
     """
 
     needs = frozenset({"contexts", "own_data"})

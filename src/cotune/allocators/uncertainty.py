@@ -2,6 +2,7 @@
 
 Paper: ELAD, https://arxiv.org/abs/2402.13098, for the idea. Its formula could not be read; the one here is
 ours: the mean entropy of the answer after each step, plus the entropy of the final answers, both in nats.
+In a run paths are written and not read step by step, so the first term is 0 there.
 """
 
 from __future__ import annotations

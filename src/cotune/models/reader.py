@@ -150,21 +150,27 @@ class ModelReader:
         """Token ids of texts."""
         return tokenized(self.source.tokenizer, texts)
 
-    def features(self, texts: Sequence[str], dimensions: int | None, seed: int) -> Floats:
+    def features(
+        self, texts: Sequence[str], dimensions: int | None, seed: int, *, together: bool = False
+    ) -> Floats:
         """[texts, dimensions] in the shared basis of `seed`; None: all features as they are.
 
-        Fewer dimensions are the first columns of more; up to `WIDE`, to the last bit.
+        Fewer dimensions are the first columns of more; up to `WIDE`, to the last bit. What is read in one
+        pass changes the last bits of a text's features: `together` reads and keeps these very texts as one,
+        so that it does not matter what was kept before.
         """
         if dimensions and self._is_bare:
             self.basis = (dimensions, seed)
         self._count_cut(texts)
-        found = self._wide(texts, dimensions and max(dimensions, WIDE), seed)
+        group = _digest("\x1f".join(texts)).hex() if together else ""
+        found = self._wide(texts, dimensions and max(dimensions, WIDE), seed, group)
         return np.ascontiguousarray(found[:, :dimensions])
 
-    def _wide(self, texts: Sequence[str], dimensions: int | None, seed: int) -> Floats:
-        """[texts, dimensions]; what is in `vectors` is not read again."""
-        keys = [self._key(text, dimensions, seed) for text in texts]
+    def _wide(self, texts: Sequence[str], dimensions: int | None, seed: int, group: str) -> Floats:
+        """[texts, dimensions]; what is in `vectors` is not read again, of a group all or nothing."""
+        keys = [self._key(group + text, dimensions, seed) for text in texts]
         known = self.vectors.get(keys) if self.vectors and self._is_bare and dimensions else {}
+        known = {} if group and len(known) < len(set(keys)) else known
         missing = list(dict(zip(keys, texts, strict=True)).items())
         missing = [(key, text) for key, text in missing if key not in known]
         total = sum(len(text) for text in texts)

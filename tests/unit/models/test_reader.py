@@ -92,6 +92,27 @@ def test_what_was_read_is_not_read_again(tmp_path):
     assert len(ticks) > 1
 
 
+def test_texts_read_together_have_the_same_bits_whatever_was_kept_before(tmp_path):
+    lm, texts = tiny.lm(), [f"number {i} {'word ' * (i % 5)}" for i in range(12)]
+    fresh = reader(lm).features(texts, 8, 0, together=True)
+    vectors = Vectors(tmp_path / "v.sqlite", print)
+    reader(lm, vectors=vectors).features(texts[:5], 8, 0)
+    reader(lm, vectors=vectors).features(texts[3:8], 8, 0, together=True)
+    for _ in range(2):  # read, then taken from the disk
+        np.testing.assert_array_equal(reader(lm, vectors=vectors).features(texts, 8, 0, together=True), fresh)
+    torn = Vectors(tmp_path / "torn.sqlite", print)
+    passes = []
+
+    def stop(done, total):
+        passes.append(done)
+        if len(passes) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        reader(lm, vectors=torn, tick=stop).features(texts, 8, 0, together=True)
+    np.testing.assert_array_equal(reader(lm, vectors=torn).features(texts, 8, 0, together=True), fresh)
+
+
 def test_what_a_cache_key_covers(tmp_path):
     """Another type or another tokenizer over the same weights must not find these vectors."""
     vectors = Vectors(tmp_path / "v.sqlite")
