@@ -11,7 +11,8 @@ demo: install ## co-tune a real LLM with four real clients, and write a report
 test: install ## the default suite: offline, CPU, under three minutes
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-real: install ## the real 135M model; takes several minutes
+test-real: install ## the real 135M model, and a chat server that others wrote; takes several minutes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[real]"
 	$(BIN)/python -m pytest -m real -p no:randomly
 
 faults: install ## what can be done to a run in one process, and how it ends; minutes

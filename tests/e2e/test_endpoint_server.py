@@ -17,7 +17,7 @@ from cotune.models import zoo
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("ignore")]
 for package in ("httpx2", "openai", "fastapi", "uvicorn"):
-    pytest.importorskip(package, reason=f"`transformers serve` needs it: pip install {package}")
+    pytest.importorskip(package, reason="`transformers serve` needs it: pip install '.[real]'")
 
 WAIT_SECONDS = 180
 
