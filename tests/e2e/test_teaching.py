@@ -74,6 +74,37 @@ def test_without_a_lesson_it_is_the_plain_run_bit_for_bit(small, tmp_path):
         assert line["llm_paths"]["right"] == 0
 
 
+def test_rationales_change_nothing_where_nobody_is_taught_and_nobody_tunes_on_them(small, tmp_path):
+    sources = [
+        {**source, "data": str(small / f"reasoned_{kind}.jsonl")}
+        for source, kind in zip(few(small), ("places", "colours"), strict=True)
+    ]
+    options = {"rounds": 1, "data__sources": sources}
+    tiny.run(small, tmp_path / "plain", **options)
+    untaught = {**TEACH, "epochs": 0}
+    for name, teach in (("off", {**untaught, "private_paths": False}), ("on", untaught)):
+        tiny.run(small, tmp_path / name, allocator="everything", teach=teach, **options)
+    plain, off, on = (adapters(tmp_path / name) for name in ("plain", "off", "on"))
+    assert plain == off
+    assert plain[1] != on[1]
+
+
+def test_questions_with_other_numbers_of_choices_teach_side_by_side(small, tmp_path):
+    """One client's labels are two, the others' three; the pool has both."""
+    pairs = [
+        {**row, "choices": row["choices"][:2], "answer_idx": row["answer_idx"] % 2}
+        for row in tiny.rows("colours", 30)
+    ]
+    tiny.write_rows(tmp_path / "pairs.jsonl", pairs)
+    places, colours = few(small)
+    sources = [places, {**colours, "data": str(tmp_path / "pairs.jsonl")}]
+    partition = {"name": "by_key", "key": "domain"}
+    for allocator in ("lada", "loss_gap"):
+        options = {"allocator": allocator, "teach": TEACH, "data__sources": sources}
+        tiny.run(small, tmp_path / allocator, data__partition=partition, **options)
+        assert any(line["slm"]["pairs"] for line in lines(tmp_path / allocator))
+
+
 def test_a_run_stopped_in_the_middle_of_a_round_learns_the_same_filters(small, tmp_path, monkeypatch):
     options = {"allocator": "lada", "teach": TEACH, "data__sources": few(small, rows=10)}
     tiny.run(small, tmp_path / "whole", **options)
