@@ -70,7 +70,12 @@ def wire(config: Config, members: Members, out: Path, num_values: int, keys: Key
     _refuse_too_few(config, settings)
     least = config.cohort.minimum
     if is_masked:
-        for found in members.values():
+        for name, found in members.items():
+            if len(found) < 2 and len(members) > 1:
+                raise ConfigError(
+                    f"families: {name} has {len(found)} client, expected at least 2: the masked sum of one "
+                    "client is its update. Give it another one, or take aggregator mean."
+                )
             asked = size if len(members) == 1 else len(found)
             plan = settings.plan(asked, asked)
             least = max(least, plan.quorum, plan.corrupt + 2)  # a second try may have no more than these

@@ -156,7 +156,7 @@ def test_fewer_bytes_and_nearly_the_same_adapter(runs):
                 "aggregator": "secure_sum",
                 "families": [{"name": "other", "model": "slm", "clients": ["client-1"]}],
             },
-            "expected at least 2",
+            "families: other has 1 client, expected at least 2: the masked sum of one",
         ),
     ],
 )
