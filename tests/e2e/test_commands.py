@@ -130,7 +130,7 @@ EVAL = ["eval", "--model", "SLM", "--task", "multiple_choice"]
         (["compare", "CONFIG", "--seeds", "0"], "--seeds"),
         (["eval", "--model", "SLM", "--task", "multiple_choise"], "Did you mean 'multiple_choice'?"),
         (EVAL, "Name a JSONL file"),
-        ([*EVAL, "--metric", "bleu"], "--metric: got bleu; task multiple_choice is scored by choice or path_a"),
+        ([*EVAL, "--metric", "bleu"], "--metric: got bleu; task multiple_choice is scored by choice or path"),
         ([*EVAL, "--data", "ROWS", "--adapter", "gone"], "no readable PEFT"),
         ([*EVAL, "--data", "ROWS", "--adapter", "ODD"], "got IA3"),
         (["models", "pull", "smolm"], "smolm"),
