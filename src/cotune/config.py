@@ -179,7 +179,12 @@ class TeachConfig(Settings):
     beta: float = Field(0.1, gt=0, description="how fast a margin counts as learned; LaDa's is not known")
     gamma: float = Field(0.0, ge=0, description="weight of the preferred path's own cross-entropy")
     guard: bool = Field(True, description="only paths that end on the right answer teach; off: as printed")
-    probe: int = Field(64, ge=0, description="items on which a client is only measured; a tenth of the pool")
+    probe: int = Field(
+        0,
+        ge=0,
+        description="items on which a client is only measured, a tenth of the pool at most; for LaDa's "
+        "alpha_reward below 1",
+    )
     path_tokens: int = Field(256, gt=0, description="longest path")
     temperature: float = Field(0.0, ge=0, description="of the paths; 0: the likeliest token each time")
     epochs: float = Field(

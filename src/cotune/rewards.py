@@ -1,7 +1,9 @@
 """What each item was worth to the model that learned from it, out of what training recorded. Pure.
 
-Paper: LaDa, https://arxiv.org/abs/2602.18749. Half of a reward is the item's own (a high margin, a path that
-is still unlikely), half is its batch's: how much the probability of preferring the peer's path has risen.
+Paper: LaDa, https://arxiv.org/abs/2602.18749. One part of a reward is the item's own (a high margin, a path
+that is still unlikely), one its batch's: how much the probability of preferring the peer's path has risen.
+The second counts nothing by default: all items of a batch share it, which pays an item for its company
+(docs/log.md, 2026-11-22).
 """
 
 from __future__ import annotations
@@ -30,17 +32,40 @@ class Rule:
     alpha: share of the item's own part. beta: of the preference loss. loss_sign: the batch's part reads
     exp(-loss), the preference probability, or literally exp(+loss), which rises when the model gets worse.
     source: whether a batch is judged on its own items, or on the probe, where it was measured; that is before
-    and after a round, so a round is one batch then.
+    and after a round, so a round is one batch then. scaled: the item's own part, over all records, which
+    are all measured against one frozen reference, or within its batch as printed: the best of a batch of bad
+    items then counts as much as the best of good ones.
     """
 
-    alpha: float = 0.5
+    alpha: float = 1.0
     beta: float = 0.1
     loss_sign: Literal["exp_neg", "exp_pos"] = "exp_neg"
     source: Literal["probe", "batches"] = "probe"
+    scaled: Literal["all", "batch"] = "all"
 
 
-def rewards(trained: Trained, rule: Rule, last: float | None) -> tuple[Floats, float]:
-    """One reward for each record of `trained`, [t] with t above 0, and the level of the last batch.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the rewards of some records are made of, each [t]; log_probs are those of the peer's paths.
+
+    appeals: an item's own part, 0 to 1, scaled within its batch. gains: its batch's part, -1 to 1.
+    """
+
+    margins: Floats
+    log_probs: Floats
+    appeals: Floats
+    gains: Floats
+
+    def after(self, earlier: Parts) -> Parts:
+        """Both, the earlier ones first."""
+        import numpy as np
+
+        names = ("margins", "log_probs", "appeals", "gains")
+        return Parts(*(np.concatenate([getattr(earlier, name), getattr(self, name)]) for name in names))
+
+
+def parts(trained: Trained, rule: Rule, last: float | None) -> tuple[Parts, float]:
+    """What training recorded as parts of rewards, [t] with t above 0, and the level of the last batch.
 
     Args:
         trained: what training recorded.
@@ -59,8 +84,14 @@ def rewards(trained: Trained, rule: Rule, last: float | None) -> tuple[Floats, f
         gains = progress(trained.probe[1:], float(trained.probe[0]))[trained.batches]
     else:
         gains = progress(levels, last)[ordinals(trained.batches)]
-    own = appeal(trained)
-    return rule.alpha * sigmoid(own) + (1 - rule.alpha) * sigmoid(gains), float(levels[-1])
+    found = np.asarray(trained.margins, np.float64), np.asarray(trained.log_probs, np.float64)
+    return Parts(*found, appeal(trained), gains), float(levels[-1])
+
+
+def rewards(known: Parts, rule: Rule) -> Floats:
+    """One reward for each record, [t]: alpha * sigmoid(own part) + (1 - alpha) * sigmoid(its batch's)."""
+    own = known.appeals if rule.scaled == "batch" else attraction(known.margins, known.log_probs)
+    return rule.alpha * sigmoid(own) + (1 - rule.alpha) * sigmoid(known.gains)
 
 
 def preference(margins: Floats, beta: float) -> Floats:
@@ -96,9 +127,13 @@ def appeal(trained: Trained) -> Floats:
     found = np.empty(len(trained.rows))
     for batch in np.unique(trained.batches):
         inside = trained.batches == batch
-        unlikely = 1 - minmax(trained.log_probs[inside])
-        found[inside] = 0.5 * minmax(trained.margins[inside]) + 0.5 * unlikely
+        found[inside] = attraction(trained.margins[inside], trained.log_probs[inside])
     return found
+
+
+def attraction(margins: Floats, log_probs: Floats) -> Floats:
+    """s from 0 to 1, [t]: how high the margin and how unlikely the peer's path, among these records."""
+    return 0.5 * minmax(margins) + 0.5 * (1 - minmax(log_probs))
 
 
 def minmax(values: Floats) -> Floats:

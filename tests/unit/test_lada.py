@@ -12,10 +12,10 @@ from hypothesis.extra import numpy as arrays
 from pydantic import ValidationError
 
 from cotune import plugins
-from cotune.allocators.lada import clustered, inputs, kept, parting, per_cluster
+from cotune.allocators.lada import PARTS, clustered, inputs, kept, parting, per_cluster
 from cotune.errors import DataError, RunError
 from cotune.models import bandit
-from cotune.rewards import Rule, minmax, rewards
+from cotune.rewards import Rule, minmax, parts, rewards
 from pools import FakeView, Party, pool, same, trained, two_kinds
 
 
@@ -163,18 +163,19 @@ def test_the_networks_see_contexts_around_zero_and_of_size_one():
 
 
 def test_what_is_remembered_is_every_record_the_last_batch_and_both_networks():
-    allocator, memory, seen = lada(epochs=1), {}, []
-    last = None
+    allocator, memory, seen = lada(epochs=1, alpha_reward=0.5), {}, []
+    known = last = None
     for round in (1, 2, 3):
         records = Party(np.arange(30) % 2 == 0).train(np.arange(round, round + 9), round)
-        new, last = rewards(records, Rule(), last)
-        seen.append((records.rows, new))
+        new, last = parts(records, Rule(), last)
+        known = new.after(known) if known else new
+        seen.append(records.rows)
         memory = allocator.learn(pool(30, round=round), memory, records)
-    assert memory["rows"].tolist() == np.concatenate([rows for rows, _ in seen]).tolist()
-    assert np.array_equal(memory["rewards"], np.concatenate([new for _, new in seen]))
+    assert memory["rows"].tolist() == np.concatenate(seen).tolist()
+    assert np.array_equal(memory["rewards"], rewards(known, Rule(alpha=0.5)))
     assert memory["last"].tolist() == [last]
     names = {name.split(".")[0] for name in memory}
-    assert names == {"rows", "rewards", "last", "exploit", "explore"}
+    assert names == {"rows", "rewards", *PARTS, "last", "exploit", "explore"}
 
 
 def test_the_scores_are_those_of_the_networks_from_0_to_1():
@@ -185,15 +186,22 @@ def test_the_scores_are_those_of_the_networks_from_0_to_1():
         assert (found.scores.min(), found.scores.max()) == (0, 1)
 
 
+def made(records, rule):
+    return rewards(parts(records, rule, None)[0], rule)
+
+
 def test_options_reach_the_reward():
     records = Party(np.arange(30) % 2 == 0).train(np.arange(20), 0)
     batchwise = learned(options={"alpha_reward": 0.0, "reward_from": "batches"})["rewards"]
     assert len(set(batchwise.tolist())) <= 2  # one value a batch of 8: 9 records
     itself = lada(alpha_reward=1.0, epochs=1).learn(pool(30), {}, records)["rewards"]
-    assert np.allclose(itself, rewards(records, Rule(alpha=1.0), None)[0])
+    assert np.allclose(itself, made(records, Rule(alpha=1.0)))
+    batch = {"alpha_reward": 0.6, "scaled": "batch"}
+    printed = lada(epochs=1, **batch).learn(pool(30), {}, records)["rewards"]
+    assert np.allclose(printed, made(records, Rule(0.6, scaled="batch")))
     literal = {"loss_sign": "exp_pos", "reward_from": "batches", "beta": 0.7, "alpha_reward": 0.2}
     found = lada(epochs=1, **literal).learn(pool(30), {}, records)["rewards"]
-    assert np.allclose(found, rewards(records, Rule(0.2, 0.7, "exp_pos", "batches"), None)[0])
+    assert np.allclose(found, made(records, Rule(0.2, 0.7, "exp_pos", "batches")))
 
 
 def test_options_that_contradict_each_other_are_refused():

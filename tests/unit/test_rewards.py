@@ -18,6 +18,7 @@ from cotune.rewards import (
     appeal,
     batch_levels,
     minmax,
+    parts,
     preference,
     progress,
     rewards,
@@ -26,12 +27,12 @@ from cotune.rewards import (
 from pools import trained
 
 FINITE = st.floats(-1e4, 1e4)
-DEFAULT = Rule()
+DEFAULT = Rule(alpha=0.5)
 ITSELF, BATCH = Rule(alpha=1.0), Rule(alpha=0.0, source="batches")
 
 
 def reward(found: Trained, rule: Rule = DEFAULT, last: float | None = None) -> Any:
-    return rewards(found, rule, last)[0]
+    return rewards(parts(found, rule, last)[0], rule)
 
 
 def one_batch(p: float) -> Trained:
@@ -101,12 +102,12 @@ def test_the_probe_is_used_where_it_was_measured_and_the_rule_allows():
 
 def test_the_first_batch_goes_on_from_the_last_one_of_the_round_before():
     rule = Rule(alpha=0.0, beta=1.0, source="batches")
-    _, last = rewards(one_batch(0.5), rule, None)
+    _, last = parts(one_batch(0.5), rule, None)
     assert math.isclose(last, 0.5)
     found = trained([0, 1], [math.log(4), math.log(1)], batches=[0, 1])
-    again, last = rewards(found, rule, last)
+    again, last = parts(found, rule, last)
     # (0.8 - 0.5) / 0.8 and (0.5 - 0.8) / 0.8
-    assert np.allclose(again, sigmoid(np.array([0.375, -0.375])))
+    assert np.allclose(rewards(again, rule), sigmoid(np.array([0.375, -0.375])))
     assert math.isclose(last, 0.5)
 
 
@@ -115,6 +116,15 @@ def test_an_item_appeals_by_a_high_margin_and_an_unlikely_path_within_its_batch(
     assert np.allclose(appeal(found), [0, 1, 0.5, 0.5])  # alone in its batch: a half
     mixed = trained([0, 1, 2], [0.0, 4.0, 1.0], [-2.0, -2.0, -2.0])
     assert np.allclose(appeal(mixed), [0.25, 0.75, 0.375])
+
+
+def test_an_item_is_scaled_over_all_records_or_within_its_batch_as_printed():
+    first = trained([0, 1], [0.0, 2.0], [-1.0, -1.0])
+    second = trained([2, 3], [8.0, 10.0], [-1.0, -1.0])  # another round, in which all are better
+    known = parts(second, ITSELF, None)[0].after(parts(first, ITSELF, None)[0])
+    assert np.allclose(rewards(known, ITSELF), sigmoid(np.array([0.25, 0.35, 0.65, 0.75])))
+    printed = Rule(alpha=1.0, scaled="batch")
+    assert np.allclose(rewards(known, printed), sigmoid(np.array([0.25, 0.75, 0.25, 0.75])))
 
 
 def test_alpha_weighs_the_item_against_its_batch():
@@ -146,7 +156,8 @@ def test_minmax_reaches_from_0_to_1_or_is_a_half(values):
 def test_rewards_lie_between_what_the_two_sigmoids_can_say(margins, log_probs, alpha, sign):
     found = trained(range(6), margins, log_probs, [0, 0, 1, 1, 1, 4])
     rule = Rule(alpha=alpha, loss_sign=sign, source="batches")
-    earned, last = rewards(found, rule, None)
+    known, last = parts(found, rule, None)
+    earned = rewards(known, rule)
     assert ((earned > 0.268) & (earned < 0.732)).all()
     assert math.isfinite(last)
 

@@ -19,7 +19,7 @@ from cotune.errors import RunError
 from cotune.plugins import PluginConfig
 from cotune.pool import Allocated, PoolView, Trained
 from cotune.ranking import high_first
-from cotune.rewards import Rule, minmax, rewards
+from cotune.rewards import Parts, Rule, minmax, parts, rewards
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,11 +31,15 @@ if TYPE_CHECKING:
     Points = npt.NDArray[np.float32]
 
 
+PARTS = ("margins", "log_probs", "appeals", "gains")
+"""What is remembered of each record beside its row."""
+
+
 class Config(PluginConfig):
     """Options of LaDa's filter."""
 
     alpha_reward: float = Field(
-        0.5, ge=0, le=1, description="share of an item's own part in its reward; the rest is its batch's"
+        1.0, ge=0, le=1, description="share of an item's own part in its reward; the rest is its batch's"
     )
     lambda_explore: float = Field(0.1, ge=0, description="weight of the network that learns what is missed")
     beta: float = Field(0.1, gt=0, description="of the preference loss that the party is taught with")
@@ -56,6 +60,9 @@ class Config(PluginConfig):
     reward_from: Literal["probe", "batches"] = Field(
         "probe", description="a batch is judged on the probe, where there is one, or on its own items"
     )
+    scaled: Literal["all", "batch"] = Field(
+        "all", description="an item's own part is scaled over all records, or within its batch as published"
+    )
     clusters: int | None = Field(None, gt=0, description="of the start; null: items / 50, at least 8")
 
     @model_validator(mode="after")
@@ -70,7 +77,8 @@ class Config(PluginConfig):
 class Lada:
     """See the module.
 
-    Memory: `rows` and `rewards` of all records, `last` (what the batch before the next one came to), and both
+    Memory: of all records `rows`, `rewards` and what they are made of, `last` (what the batch before the next
+    one came to), and both
     networks. Contexts are not kept: they come from the bare model, so the view gives the same ones again.
     """
 
@@ -78,7 +86,8 @@ class Lada:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.rule = Rule(config.alpha_reward, config.beta, config.loss_sign, config.reward_from)
+        how = config.loss_sign, config.reward_from, config.scaled
+        self.rule = Rule(config.alpha_reward, config.beta, *how)
 
     def choose(self, view: PoolView, memory: Mapping[str, Array]) -> Allocated:
         """By score, from 0 to 1, once something was learned; by clusters until then, without scores."""
@@ -102,11 +111,13 @@ class Lada:
         from cotune.models import bandit
 
         last = float(memory["last"][0]) if "last" in memory else None
-        new, last = rewards(trained, self.rule, last)
+        new, last = parts(trained, self.rule, last)
         rows = np.concatenate([memory.get("rows", np.zeros(0, np.int64)), trained.rows])
-        earned = np.concatenate([memory.get("rewards", np.zeros(0)), new])
+        known = new.after(Parts(*(memory.get(name, np.zeros(0)) for name in PARTS)))
+        earned = rewards(known, self.rule)
         nets = bandit.learn(memory, inputs(view)[rows], earned, self.config.epochs, view.rng)
-        return {"rows": rows, "rewards": earned, "last": np.array([last]), **nets}
+        kept = {name: getattr(known, name) for name in PARTS}
+        return {"rows": rows, "rewards": earned, **kept, "last": np.array([last]), **nets}
 
     def _start(self, view: PoolView) -> Rows:
         number = self.config.clusters or max(8, view.num_items // 50)
