@@ -18,7 +18,7 @@ import platform
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ import torch
 
 from cotune import build, config, report, session
 from cotune.lessons import Tutor
+from cotune.models.contrast import Pair
 from cotune.pool_view import ModelView
-from cotune.records import Failure, Message
+from cotune.records import Adapter, Failure, Message, adapter_digest
 from cotune.wheels import cache_dir
 
 
@@ -67,8 +68,9 @@ def measured(made: config.Config, folder: Path) -> dict[str, Any]:
         watch.around(ModelView, "_features", "contexts"),
         watch.around(allocator_kind, "choose", "choose"),
         watch.around(allocator_kind, "learn", "learn"),
-        watch.around(Tutor, "_read", "reads", count=lambda found: 2 * len(found[0])),
-        watch.around(Tutor, "sums", "sums", count=lambda found: 2 * len(found[0])),
+        watch.around(Tutor, "_read", "reads"),
+        watch.around(Tutor, "sums", "sums"),
+        watch.references(),
     ):
         watch.listen(transport)
         session.run(ready, folder)
@@ -82,7 +84,8 @@ def measured(made: config.Config, folder: Path) -> dict[str, Any]:
         "seconds_filter": own,
         "filter_share": own / seconds,
         "seconds_by_part": dict(watch.seconds),
-        "paths_under_references": watch.counts["sums"],
+        "paths_under_references": len(watch.read),
+        "of_them_read_more_than_once": sum(times > 1 for times in watch.read.values()),
         "formula_bytes": payload,
         "exchange_bytes": watch.counts["exchange"],
         "bytes_over_formula": watch.counts["exchange"] / payload if payload else None,
@@ -99,11 +102,34 @@ class Stopwatch:
         self.seconds: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.inside, self.depth = 0.0, 0
+        self.read: Counter[tuple[str, str, str]] = Counter()
 
     @contextmanager
-    def around(
-        self, kind: type, method: str, name: str, count: Callable[[Any], int] = lambda _: 0
-    ) -> Iterator[None]:
+    def references(self) -> Iterator[None]:
+        """Count how often each path was read under each frozen reference: adapter, question, path."""
+        sums, read = Tutor.sums, Tutor._read
+        under: list[bool] = []
+
+        def asked(tutor: Tutor, reference: Adapter, lessons: Any) -> Any:
+            under.append(True)
+            found = sums(tutor, reference, lessons)
+            under.pop()
+            return found
+
+        def noted(tutor: Tutor, adapter: Adapter, pairs: Sequence[Pair]) -> Any:
+            name = adapter_digest(adapter) or ""
+            texts = {(name, pair.prompt, text) for pair in pairs for text in (pair.preferred, pair.other)}
+            self.read.update(texts if under else ())
+            return read(tutor, adapter, pairs)
+
+        Tutor.sums, Tutor._read = asked, noted  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            Tutor.sums, Tutor._read = sums, read  # type: ignore[method-assign]
+
+    @contextmanager
+    def around(self, kind: type, method: str, name: str) -> Iterator[None]:
         """Time every call of a method."""
         plain = getattr(kind, method)
 
@@ -115,7 +141,6 @@ class Stopwatch:
             spent = time.monotonic() - began
             self.seconds[name] += spent
             self.inside += spent if name == "contexts" and self.depth else 0.0
-            self.counts[name] += count(found)
             return found
 
         setattr(kind, method, timed)
