@@ -75,7 +75,7 @@ def teaching(
     allocator, (llm, slms) = _allocator(config), models
     pupils = {
         name: Pupils(
-            _tutor(config, SLM, slm, pool, around.note),
+            _tutor(config, SLM, slm, pool, around),
             allocator,
             _writer(slm, around),
             _reader(config, slm, around),
@@ -96,7 +96,7 @@ def teaching(
 
 def _local(config: Config, llm: Learner, pool: Sequence[Example], around: Around) -> Teacher:
     """The LLM of this process, which learns too."""
-    tutor = _tutor(config, "llm", llm, pool, around.note)
+    tutor = _tutor(config, "llm", llm, pool, around)
     return Teacher(_writer(llm, around), tutor, _reader(config, llm, around))
 
 
@@ -151,13 +151,13 @@ def _allocator(config: Config) -> Allocator:
     return found
 
 
-def _tutor(config: Config, role: str, learner: Learner, pool: Sequence[Example], note: Note) -> Tutor:
+def _tutor(config: Config, role: str, learner: Learner, pool: Sequence[Example], around: Around) -> Tutor:
     teach = config.teach
     loss = plugins.module("loss", "path_contrast")
     plain = ContrastConfig(loss.loss, loss.margin, learner.config, teach.beta, teach.gamma)
     lr = teach.slm_lr if role == "slm" else teach.llm_lr
     paced = with_pace(plain, lr=lr, batch_size=teach.batch_size, epochs=teach.epochs)
-    known = Vectors(cache_dir() / "paths.sqlite", note)
+    known = Vectors(around.out / "sums" / f"{role}.sqlite", around.note)
     return Tutor(learner, pool, paced, known, config.runtime.score_tokens)
 
 

@@ -91,7 +91,7 @@ class Tutor:
         learner: the model and its adapters.
         pool: the public items.
         config: the preference loss and how it is minimised.
-        known: sums of paths under references, kept on disk; they never change.
+        known: sums of paths under references, kept with the run; they never change.
         tokens: positions per forward pass where nothing is trained.
     """
 
@@ -127,21 +127,23 @@ class Tutor:
         ]
 
     def sums(self, reference: Adapter, lessons: Sequence[Lesson]) -> Sums:
-        """Log-probabilities of both paths of each lesson under a frozen adapter.
+        """Log-probabilities of both paths of each lesson under a frozen adapter; each is read once a run.
 
-        They are kept for the whole list of lessons: what stands in a forward pass together changes the last
-        bits of a sum, and a resumed run must find the very bits.
+        What stands in a forward pass together changes the last bits of a sum, and a resumed run must find
+        the very bits: so they are kept with the run.
         """
         pairs = self._pairs(lessons)
-        if not pairs:
-            return np.zeros(0), np.zeros(0)
-        key = self._key(reference, pairs)
-        found = self.known.get([key]).get(key)
-        if found is None:
-            found = np.concatenate(self._read(reference, pairs)).astype(np.float32)
-            self.known.put({key: found})
-        preferred, other = found.astype(np.float64).reshape(2, -1)
-        return preferred, other
+        texts = [(pair.prompt, text) for pair in pairs for text in (pair.preferred, pair.other)]
+        keys = [self._key(reference, *text) for text in texts]
+        found = {key: float(value[0]) for key, value in self.known.get(list(dict.fromkeys(keys))).items()}
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in found}
+        if new:
+            read, _ = self._read(reference, [Pair(prompt, path, path) for prompt, path in new.values()])
+            kept = read.astype(np.float32)
+            self.known.put({key: kept[[place]] for place, key in enumerate(new)})
+            found |= zip(new, kept.astype(np.float64).tolist(), strict=True)
+        both = np.array([found[key] for key in keys], np.float64)
+        return both[::2], both[1::2]
 
     def _preference(self, adapter: Adapter, course: Course) -> list[float]:
         """Mean preference probability on the probe, in a list; an empty one without a probe."""
@@ -164,10 +166,9 @@ class Tutor:
             for one in lessons
         ]
 
-    def _key(self, reference: Adapter, pairs: Sequence[Pair]) -> bytes:
-        how = ("sums", "1", self.learner.lm.fingerprint, adapter_digest(reference))
-        texts = (text for pair in pairs for text in (pair.prompt, pair.preferred, pair.other))
-        named = "\x1f".join((*how, str(self.config.tune.max_length), str(self.tokens), *texts))
+    def _key(self, reference: Adapter, prompt: str, path: str) -> bytes:
+        how = ("sum", "1", self.learner.lm.fingerprint, adapter_digest(reference) or "")
+        named = "\x1f".join((*how, str(self.config.tune.max_length), str(self.tokens), prompt, path))
         return hashlib.sha256(named.encode("utf-8", "surrogatepass")).digest()
 
 

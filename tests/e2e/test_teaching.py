@@ -11,6 +11,7 @@ from cotune import plugins, report, session
 from cotune.data import Dataset
 from cotune.errors import ConfigError
 from cotune.lessons import Tutor
+from cotune.records import adapter_digest
 
 ALLOCATORS = plugins.names("allocator")
 TEACH = {"guard": False, "path_tokens": 6, "probe": 2, "beta": 1.0, "slm_lr": 1e-2, "llm_lr": 1e-2}
@@ -163,6 +164,23 @@ def test_only_the_paths_that_were_asked_for_cross_scrubbed(small, tmp_path, monk
             assert not "".join(message.facts["paths"]).replace("[pattern]", "").strip()
         if message.action == "teach/learn":
             assert set(message.facts) == {"weight", "sums"}
+
+
+def test_a_path_is_read_once_under_a_frozen_reference(small, tmp_path, monkeypatch):
+    """Untuned, models write the same paths in every round: they are lessons again, but not read again."""
+    read, seen = Tutor._read, []
+
+    def noted(tutor, adapter, pairs):
+        seen.extend((adapter_digest(adapter), pair.prompt, pair.preferred) for pair in pairs)
+        return read(tutor, adapter, pairs)
+
+    monkeypatch.setattr(Tutor, "_read", noted)
+    teach = {**TEACH, "probe": 0, "slm_lr": 1e-12, "llm_lr": 1e-12}
+    allocator = {"name": "random", "keep": 0.7}  # other lessons in each round, most of them known
+    tiny.run(small, tmp_path, allocator=allocator, strategy="fedavg", teach=teach, slm__tune__lr=1e-12)
+    lessons = sum(line[role]["pairs"] for line in lines(tmp_path) for role in ROLES)
+    assert len(seen) == len(set(seen)) > 0
+    assert len(seen) < 2 * lessons
 
 
 def test_items_that_a_client_is_measured_on_do_not_teach_it(small, tmp_path, monkeypatch):
