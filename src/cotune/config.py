@@ -78,9 +78,7 @@ class ModelConfig(Settings):
     shrink: ShrinkConfig | None = None
     lora: LoraConfig = LoraConfig()
     tune: TuneConfig = TuneConfig()
-    trust_remote_code: bool = Field(
-        False, description="run Python code that comes with the model; only by name"
-    )
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
 
 class FamilyConfig(ModelConfig):
@@ -109,9 +107,7 @@ class SourceConfig(Settings):
         None, ge=0, description="held-out rows; all of `test_data` or `held_out` by default"
     )
     metric: Literal["choice", "path_accuracy"] | None = Field(
-        None,
-        description="score held-out questions by the likeliest choice, or by the answer that a written path "
-        "ends on; the task's own way by default",
+        None, description="of held-out rows: by likeliest choice or written path; the task's by default"
     )
 
 
@@ -179,12 +175,7 @@ class TeachConfig(Settings):
     beta: float = Field(0.1, gt=0, description="how fast a margin counts as learned; LaDa's is not known")
     gamma: float = Field(0.0, ge=0, description="weight of the preferred path's own cross-entropy")
     guard: bool = Field(True, description="only paths that end on the right answer teach; off: as printed")
-    probe: int = Field(
-        0,
-        ge=0,
-        description="items on which a client is only measured, a tenth of the pool at most; for LaDa's "
-        "alpha_reward below 1",
-    )
+    probe: int = Field(0, ge=0, description="items, a tenth at most, that only measure; for LaDa's rewards")
     path_tokens: int = Field(256, gt=0, description="longest path")
     temperature: float = Field(0.0, ge=0, description="of the paths; 0: the likeliest token each time")
     epochs: float = Field(

@@ -274,7 +274,7 @@ def test_a_lowered_share_is_exactly_that_share_of_the_weight(small, tmp_path, ke
 
 def test_of_allocated_items_the_best_share_is_taught(small, tmp_path, parrot):
     """To each client apart: a path that is held back from one does not come because another one has it."""
-    teach = {"guard": False, "path_tokens": 4, "probe": 0}
+    teach = {"guard": False, "path_tokens": 12, "temperature": 1.0}  # no two paths are alike
     sources = [{**source, "public_rows": 3} for source in tiny.raw_config(small)["data"]["sources"]]
     lada = {"name": "lada", "least": 0.5, "epochs": 1}
     options = {"allocator": lada, "teach": teach, "data__sources": sources, "audits": LIKENESS}
