@@ -43,7 +43,6 @@ ARMS = {
 FIRST = "none"
 """Prepares the models of a seed for all; it trades next to nothing and nobody learns from it."""
 METRICS = ("path_accuracy", "accuracy")
-BEFORE = "before"
 
 
 def main() -> None:
@@ -116,7 +115,7 @@ def scores(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for role in ("llm", "slm"):
         for numbers in metrics.get(role, {}).values():
-            found[role] = {BEFORE: numbers["before"]["path_accuracy"]}
+            found[role] = {"before": numbers["before"]["path_accuracy"]}
             found[role]["path_accuracy"] = numbers["after"]["path_accuracy"]
     return found
 

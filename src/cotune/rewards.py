@@ -8,7 +8,7 @@ The second counts nothing by default: all items of a batch share it, which pays 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 from cotune.errors import RunError
@@ -60,8 +60,10 @@ class Parts:
         """Both, the earlier ones first."""
         import numpy as np
 
-        names = ("margins", "log_probs", "appeals", "gains")
-        return Parts(*(np.concatenate([getattr(earlier, name), getattr(self, name)]) for name in names))
+        return Parts(*(np.concatenate([getattr(earlier, name), getattr(self, name)]) for name in PARTS))
+
+
+PARTS = tuple(field.name for field in fields(Parts))
 
 
 def parts(trained: Trained, rule: Rule, last: float | None) -> tuple[Parts, float]:

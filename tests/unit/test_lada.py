@@ -12,10 +12,10 @@ from hypothesis.extra import numpy as arrays
 from pydantic import ValidationError
 
 from cotune import plugins
-from cotune.allocators.lada import PARTS, clustered, inputs, kept, parting, per_cluster
+from cotune.allocators.lada import clustered, inputs, kept, parting, per_cluster
 from cotune.errors import DataError, RunError
 from cotune.models import bandit
-from cotune.rewards import Rule, minmax, parts, rewards
+from cotune.rewards import PARTS, Rule, minmax, parts, rewards
 from pools import FakeView, Party, pool, same, trained, two_kinds
 
 

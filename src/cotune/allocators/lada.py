@@ -19,7 +19,7 @@ from cotune.errors import RunError
 from cotune.plugins import PluginConfig
 from cotune.pool import Allocated, PoolView, Trained
 from cotune.ranking import high_first
-from cotune.rewards import Parts, Rule, minmax, parts, rewards
+from cotune.rewards import PARTS, Parts, Rule, minmax, parts, rewards
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from cotune.records import Array
 
     Points = npt.NDArray[np.float32]
-
-
-PARTS = ("margins", "log_probs", "appeals", "gains")
-"""What is remembered of each record beside its row."""
 
 
 class Config(PluginConfig):
@@ -78,8 +74,8 @@ class Lada:
     """See the module.
 
     Memory: of all records `rows`, `rewards` and what they are made of, `last` (what the batch before the next
-    one came to), and both
-    networks. Contexts are not kept: they come from the bare model, so the view gives the same ones again.
+    one came to), and both networks. Contexts are not kept: they come from the bare model, so the view gives
+    the same ones again.
     """
 
     needs = frozenset({"contexts", "own_data"})
@@ -116,8 +112,8 @@ class Lada:
         known = new.after(Parts(*(memory.get(name, np.zeros(0)) for name in PARTS)))
         earned = rewards(known, self.rule)
         nets = bandit.learn(memory, inputs(view)[rows], earned, self.config.epochs, view.rng)
-        kept = {name: getattr(known, name) for name in PARTS}
-        return {"rows": rows, "rewards": earned, **kept, "last": np.array([last]), **nets}
+        made_of = {name: getattr(known, name) for name in PARTS}
+        return {"rows": rows, "rewards": earned, **made_of, "last": np.array([last]), **nets}
 
     def _start(self, view: PoolView) -> Rows:
         number = self.config.clusters or max(8, view.num_items // 50)
