@@ -17,9 +17,17 @@ from cotune.records import DenseLogits, Signal, TopKLogits
 
 LOGITS_PER_CHUNK = 1 << 22
 """Logits alive at a time, per model: 4 Mi values are 16 MiB in float32."""
+FEWEST_POSITIONS = 64
+"""Of a chunk, however large the vocabulary: the head's weights are read once a chunk, and for few positions
+reading them costs more than multiplying."""
 
 PartLoss = Callable[[slice, tuple[Tensor, ...]], Tensor]
 """(positions, hidden states of those positions, one tensor per model) -> their share of a scalar sum."""
+
+
+def positions_per_chunk(vocab_size: int) -> int:
+    """How many positions meet the head at a time."""
+    return max(FEWEST_POSITIONS, LOGITS_PER_CHUNK // vocab_size)
 
 
 def chunked(loss: PartLoss, hiddens: tuple[Tensor, ...], vocab_size: int) -> Tensor:
@@ -30,7 +38,7 @@ def chunked(loss: PartLoss, hiddens: tuple[Tensor, ...], vocab_size: int) -> Ten
         hiddens: one tensor [positions, width] per model, all with the same positions.
         vocab_size: sets the size of a chunk.
     """
-    size = max(1, LOGITS_PER_CHUNK // vocab_size)
+    size = positions_per_chunk(vocab_size)
     out: Tensor = _Chunked.apply(loss, size, *hiddens)  # type: ignore[no-untyped-call]
     return out
 
@@ -72,7 +80,7 @@ def token_log_probs(
         target: next tokens, [positions].
         vocab_size: sets the size of a chunk.
     """
-    size = max(1, LOGITS_PER_CHUNK // vocab_size)
+    size = positions_per_chunk(vocab_size)
     out: Tensor = _TokenLogProbs.apply(project, size, hidden, target)  # type: ignore[no-untyped-call]
     return out
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cotune.errors import DataError
 from cotune.models.causal_lm import CausalLM, Encoded
-from cotune.models.head import LOGITS_PER_CHUNK
+from cotune.models.head import positions_per_chunk
 from cotune.records import DELIMITER, Example
 
 Progress = Callable[[int, int], None]
@@ -256,7 +256,7 @@ def _score_batch(
     kind = torch.promote_types(hidden.dtype, torch.float32)
     values = torch.empty(len(targets), dtype=kind, device=lm.device)
     is_first = torch.empty(len(targets), dtype=torch.bool, device=lm.device)
-    size = max(1, LOGITS_PER_CHUNK // lm.vocab_size)
+    size = positions_per_chunk(lm.vocab_size)
     for start in range(0, len(picked), size):
         logits = lm.project(picked[start : start + size])
         stop = start + len(logits)

@@ -24,9 +24,14 @@ def target() -> torch.Tensor:
     return torch.arange(POSITIONS) % VOCAB
 
 
+@pytest.mark.parametrize(("vocab", "expected"), [(49_152, 85), (262_144, 64), (10_000_000, 64)])
+def test_a_chunk_is_4_mi_logits_but_never_few_positions(vocab, expected):
+    assert head.positions_per_chunk(vocab) == expected
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 5, 11, 1000])
 def test_cross_entropy_equals_the_dense_one_for_any_chunk(monkeypatch, chunk):
-    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", chunk * VOCAB)
+    monkeypatch.setattr(head, "positions_per_chunk", lambda _: chunk)
     ours, plain = hidden(0), hidden(0)
     seen = []
 
@@ -45,7 +50,7 @@ def test_cross_entropy_equals_the_dense_one_for_any_chunk(monkeypatch, chunk):
 
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
 def test_a_loss_of_two_models_has_both_gradients(monkeypatch, chunk):
-    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", chunk * VOCAB)
+    monkeypatch.setattr(head, "positions_per_chunk", lambda _: chunk)
 
     def both(part, states):
         f, g = LINEAR(states[0]).log_softmax(-1), LINEAR(states[1]).log_softmax(-1)
@@ -69,7 +74,7 @@ def test_no_positions_give_zero_and_a_gradient_of_zero():
 @pytest.mark.parametrize("chunk", [1, 4, 11, 1000])
 def test_token_log_probs_and_their_gradient_are_those_of_all_logits(monkeypatch, chunk):
     """Under a loss that joins positions: the weight of one depends on the values of others."""
-    monkeypatch.setattr(head, "LOGITS_PER_CHUNK", chunk * VOCAB)
+    monkeypatch.setattr(head, "positions_per_chunk", lambda _: chunk)
     ours, plain = hidden(0), hidden(0)
     seen = []
 
