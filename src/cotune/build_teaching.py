@@ -135,7 +135,7 @@ def _remote(config: Config, around: Around) -> Teacher:
     from cotune.models.endpoint import EndpointWriter
 
     assert config.teach.teacher is not None
-    endpoint = EndpointWriter(config.teach.teacher)
+    endpoint = EndpointWriter(config.teach.teacher, makes_sense=reasoning.has_answer)
     cached = CachedWriter(endpoint, PathCache(cache_dir() / "paths.sqlite", around.note), around.progress)
 
     def spent() -> dict[str, float | None]:

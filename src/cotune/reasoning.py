@@ -139,6 +139,11 @@ def is_right(text: str, example: Example) -> bool:
     return parse(text, example) == answer_of(example)
 
 
+def has_answer(text: str) -> bool:
+    """Whether a path ends on an answer of whatever kind."""
+    return _said(text) is not None
+
+
 def reasons(text: str) -> str:
     """What a path says before it comes to an answer: the text before its first marker, or all of it."""
     return _MARKER.split(text, maxsplit=1)[0].strip()

@@ -100,25 +100,56 @@ def test_a_server_that_goes_away_stops_the_run_and_it_resumes(small, tmp_path, c
     assert tiny.adapter_bytes(tmp_path / "whole") == tiny.adapter_bytes(out)
 
 
-@pytest.mark.parametrize("script", [lambda p, n: answer(p, content=""), lambda p, n: (200, {"odd": []})])
-def test_answers_without_a_text_teach_nobody(small, tmp_path, script):
-    tiny.run(small, tmp_path / "plain", rounds=1, strategy="fedavg")
+NONSENSE = {
+    "no text": (
+        lambda p, n: answer(p, content=""),
+        "none of its 12 texts ends on an answer, and 12 are empty",
+    ),
+    "no answer": (lambda p, n: answer(p, content="I like trains."), "none of its 12 texts ends on an answer"),
+    "other JSON": (lambda p, n: (200, {"odd": []}), "HTTP 200 without an answer"),
+    "an error": (lambda p, n: (200, {"error": {"code": "busy"}}), "HTTP 200, busy without an answer"),
+    "a web page": (lambda p, n: (200, "<html>sign in</html>"), "HTTP 200 without an answer"),
+}
+
+
+@pytest.mark.parametrize(("script", "expected"), NONSENSE.values(), ids=NONSENSE)
+def test_a_run_pauses_at_nonsense_and_resumes(small, tmp_path, capsys, script, expected):
+    path, out = tmp_path / "run.yaml", tmp_path / "torn"
     with serving(script) as server:
-        tiny.run(small, tmp_path / "taught", rounds=1, **options(server.url))
-    assert tiny.adapter_bytes(tmp_path / "plain") == tiny.adapter_bytes(tmp_path / "taught")
-    line = report.read_rounds(tmp_path / "taught")[1]["teaching"]
-    assert line["endpoint"]["empty"] == 12
-    assert line["slm"]["pairs"] == 0
-    assert line["llm_paths"]["cut"] == 0  # no longer path would help
+        made = tiny.raw_config(small, **options(server.url, guard=True), rounds=1)
+        path.write_text(yaml.safe_dump(made), encoding="utf-8")
+        assert command("run", path, "--out", out) == 3
+        said = " ".join(capsys.readouterr().err.split())
+        assert expected in said
+        assert "0 of 12 texts are kept" in said
+        assert f"cotune resume {out}" in said
+        server.script = right
+        assert command("resume", out) == 0
+    line = report.read_rounds(out)[1]["teaching"]
+    assert line["llm_paths"]["right"] == 12
+    assert line["slm"]["pairs"] > 0
 
 
-def test_nonsense_teaches_nobody_under_the_guard(small, tmp_path):
+def test_some_answers_without_a_text_teach_nobody(small, tmp_path):
+    def script(prompt, nth):
+        return right(prompt, nth) if "pig" in prompt else answer(prompt, content="")
+
+    with serving(script) as server:
+        tiny.run(small, tmp_path, rounds=1, **options(server.url))
+    line = report.read_rounds(tmp_path)[1]["teaching"]
+    paths = line["llm_paths"]
+    assert 0 < paths["right"] == paths["answered"] == 12 - line["endpoint"]["empty"] < 12
+    assert 0 < line["slm"]["pairs"] <= paths["right"] * len(line["wanted"])
+    assert paths["cut"] == 0  # no longer path would help
+
+
+def test_wrong_answers_teach_nobody_under_the_guard(small, tmp_path):
     tiny.run(small, tmp_path / "plain", rounds=1, strategy="fedavg")
-    with serving(lambda prompt, nth: answer(prompt, content="I like trains.")) as server:
+    with serving(lambda prompt, nth: answer(prompt, content="Final answer: I like trains.")) as server:
         tiny.run(small, tmp_path / "taught", rounds=1, **options(server.url, guard=True))
     assert tiny.adapter_bytes(tmp_path / "plain") == tiny.adapter_bytes(tmp_path / "taught")
     line = report.read_rounds(tmp_path / "taught")[1]["teaching"]
-    assert line["llm_paths"] == {"paths": 12, "answered": 0, "right": 0, "cut": 0}
+    assert line["llm_paths"]["right"] == 0
 
 
 def test_a_server_that_is_down_is_one_line(small, tmp_path):

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LONGEST_WAIT = 120.0
 """Seconds between two tries at most; an endpoint that wants more has the run stopped, to be resumed."""
+MANY = 8
+"""Texts of one call of which at least one must make sense; of fewer none may."""
 _CONNECT_SECONDS = 10.0
 _LETTERS_PER_TOKEN = 4
 """A rule of thumb for English, used where an endpoint does not count."""
@@ -58,13 +60,20 @@ class EndpointWriter:
     Args:
         settings: where and how.
         backoff_seconds: before the second try; it doubles from try to try.
+        makes_sense: of many texts one at least must; None: whatever it says is an answer.
 
     Raises:
         ConfigError: the address, the name of the key's variable or the key cannot be used.
     """
 
-    def __init__(self, settings: EndpointSettings, backoff_seconds: float = 0.5) -> None:
+    def __init__(
+        self,
+        settings: EndpointSettings,
+        backoff_seconds: float = 0.5,
+        makes_sense: Callable[[str], bool] | None = None,
+    ) -> None:
         self.settings, self.backoff_seconds, self.usage = settings, backoff_seconds, Usage()
+        self.makes_sense = makes_sense
         check(settings)
 
     @property
@@ -84,7 +93,8 @@ class EndpointWriter:
         """What the endpoint answers to each prompt, as one message of a user.
 
         Raises:
-            RunError: it cannot be reached, is overloaded or fails, also after further tries.
+            RunError: it cannot be reached, is overloaded or fails, also after further tries; or none of its
+                texts makes sense, and then it keeps none.
             ConfigError: it refuses the key, the model or the request.
         """
         return asyncio.run(self._write_all(prompts, sampling, keep))
@@ -95,17 +105,18 @@ class EndpointWriter:
         import httpx2
 
         found: dict[int, Written] = {}
+        held: dict[int, Written] | None = {} if self.makes_sense and len(prompts) >= MANY else None
         troubles: list[CotuneError] = []
         waiting = iter(enumerate(prompts))  # each prompt goes to the first worker that is free
         key = _key(self.settings)
 
         async def work() -> None:
+            nonlocal held
             for row, prompt in waiting:
                 try:
                     response = await self._answer(client, self._body(prompt, sampling))
                     found[row] = self._read(response, prompt, sampling)
-                    if keep:
-                        keep({row: found[row]})
+                    held = self._let_go(held, row, found[row], keep)
                 except CotuneError as trouble:
                     troubles.append(trouble)
                 if troubles:  # what is under way is waited for and kept; nothing new is asked
@@ -126,7 +137,22 @@ class EndpointWriter:
                 group.create_task(work())
         if troubles:
             raise troubles[0]
+        if held is not None:
+            raise RunError(
+                f"{self._where}: none of its {len(held)} texts ends on an answer, and {self.usage.num_empty} "
+                "are empty. See what it says to such a question, and that it may say enough (path_tokens)"
+            )
         return [found[row] for row in range(len(prompts))]
+
+    def _let_go(
+        self, held: dict[int, Written] | None, row: int, new: Written, keep: Keep | None
+    ) -> dict[int, Written] | None:
+        """Hand on a text, and those held back before it; hold all back (returned) while none makes sense."""
+        if held is not None and self.makes_sense and not self.makes_sense(new.text):
+            return {**held, row: new}
+        if keep:
+            keep({**(held or {}), row: new})
+        return None
 
     def _body(self, prompt: str, sampling: Sampling) -> dict[str, Any]:
         """A request; what would change nothing is left out, because not every server knows it."""
@@ -179,14 +205,17 @@ class EndpointWriter:
             return _Trouble(f"no connection ({error})")
         except httpx2.RequestError as error:
             return _Trouble(f"the connection broke ({type(error).__name__})")
-        if response.is_success:
+        if response.is_success and _at(_parsed(response), "choices", 0) is not None:
             return response
         status, code = response.status_code, _error_code(response)
         what = f"HTTP {status}, {code}" if code else f"HTTP {status}"
+        wait = _wanted_wait(response.headers.get("retry-after", ""))
+        if response.is_success:  # as some proxies tell of trouble behind them
+            return _Trouble(f"{what} without an answer", wait)
         if code == "insufficient_quota":
             raise RunError(f"{self._where}: what the key may spend is used up ({what}). Raise its limit")
         if status in (408, 409, 425, 429) or status >= 500:
-            return _Trouble(what, _wanted_wait(response.headers.get("retry-after", "")))
+            return _Trouble(what, wait)
         kind = RunError if status in (401, 403) else ConfigError  # a key can be changed while a run pauses
         raise kind(f"{self._where}: {self._cure(status, what)}")
 

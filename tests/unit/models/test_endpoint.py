@@ -247,17 +247,62 @@ def test_a_key_that_is_refused_is_named_by_its_variable(status, monkeypatch):
     assert KEY not in repr(vars(writes)) + writes.fingerprint
 
 
-NONSENSE = {
+NO_ANSWER = {
     "no JSON": b"<html>hello</html>",
     "no UTF-8": b"\xff\xfe\xff",
     "a list": [1, 2],
     "no choices": {"choices": []},
     "choices that are none": {"choices": None},
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("body", NO_ANSWER.values(), ids=NO_ANSWER)
+def test_a_success_that_is_no_answer_is_asked_for_again(body):
+    """As proxies say that there is trouble behind them; nothing of what they say is repeated."""
+    with serving(lambda prompt, nth: (200, body) if prompt == "b" and nth == 0 else answer(prompt)) as server:
+        writes = writer(server.url)
+        assert texts(writes.write(["a", "b", "c"], HOW)) == ["so a", "so b", "so c"]
+        assert (writes.usage.num_answers, writes.usage.num_empty) == (3, 0)
+    assert server.asked == {"a": 1, "b": 2, "c": 1}
+    with (
+        serving(lambda prompt, nth: (200, body)) as server,
+        pytest.raises(RunError, match=r"gave up after 2 tries, .* HTTP 200 without an answer\."),
+    ):
+        writer(server.url, max_retries=1).write(["a"], HOW)
+
+
+def test_texts_of_which_none_makes_sense_are_not_kept(tmp_path):
+    """They are held back until one does, and then all are kept."""
+    cache = PathCache(tmp_path / "p.sqlite")
+    with serving() as server:
+        doubted, believed = writer(server.url), writer(server.url)
+        doubted.makes_sense, believed.makes_sense = (lambda _: False), (lambda text: text == "so question 5")
+        with pytest.raises(
+            RunError, match=r"none of its 12 texts ends on an answer, .* 0 of 12 texts are kept"
+        ):
+            CachedWriter(doubted, cache).write(PROMPTS, HOW)
+        for writes in (believed, doubted):  # the second finds them all
+            found = CachedWriter(writes, cache).write(PROMPTS, HOW)
+            assert texts(found) == [f"so {prompt}" for prompt in PROMPTS]
+    assert set(server.asked.values()) == {2}
+
+
+def test_of_few_texts_none_need_make_sense(tmp_path):
+    few = PROMPTS[: endpoint.MANY - 1]
+    with serving() as server:
+        writes = writer(server.url)
+        writes.makes_sense = lambda _: False
+        kept = {}
+        assert texts(writes.write(few, HOW, kept.update)) == [f"so {prompt}" for prompt in few]
+        assert sorted(kept) == list(range(len(few)))
+
+
+NONSENSE = {
     "no message": {"choices": [{}]},
     "no text": {"choices": [{"message": {"content": None}}]},
     "a number": {"choices": [{"message": {"content": 5}}]},
     "blanks": {"choices": [{"message": {"content": " \n"}}]},
-    "nothing": b"",
 }
 
 
