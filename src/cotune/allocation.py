@@ -15,12 +15,13 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cotune import reasoning
 from cotune.host import TEACH
 from cotune.lessons import Course, Lesson, Tutor, usable
 from cotune.pool import Allocated, Allocator, Writer
-from cotune.pool_view import ModelView, attempts, mean_losses, rows_of, texts_of, told_losses
+from cotune.pool_view import ModelView, attempts, losses_of, mean_losses, rows_of, texts_of, told_losses
 from cotune.protocols import Reader, State, Verbs
 from cotune.pupils import SERVER, Rules, promise_kept
 from cotune.records import Adapter, Example, Message, Round, Written, adapter_header, adapter_of
@@ -28,6 +29,7 @@ from cotune.scrub import CUT
 from cotune.shelf import Shelf
 
 Record = dict[str, Any]
+Losses = npt.NDArray[np.float64]
 
 HELD_BACK = ""
 """In place of a path that a gate holds back; nobody learns from an empty one."""
@@ -62,7 +64,7 @@ class Wish:
 
     rows: list[int]
     probe: list[int]
-    losses: list[float] | None
+    losses: Losses | None
     taught: list[int]
 
     @property
@@ -115,15 +117,18 @@ class Allocation:
         if state.llm is not None and self.shelf.newest(SERVER, "reference", round.index + 1) is None:
             header = {"adapter": adapter_header(state.llm)}
             self.shelf.put(SERVER, "reference", round.index, header, state.llm.arrays)
-        needs_losses = "losses" in self.allocator.needs
-        told = {"losses": self._losses(state)} if needs_losses and self.teacher.reader else {}
+        own_losses = self._losses(state)
+        told = {} if own_losses is None else {"losses": told_losses(own_losses)}
         replies = [
             reply
             for own, part in families
             for reply in verbs.ask(f"{TEACH}choose", own.slm, part, dict.fromkeys(part.cohort, told))
         ]
         wishes = self._wishes(sorted(replies, key=lambda reply: reply.client), state, verbs)
-        allocated = {client: self._choose(client, wish, state, round) for client, wish in wishes.items()}
+        allocated = {
+            client: self._choose(client, (own_losses, wish.losses), state, round)
+            for client, wish in wishes.items()
+        }
         asked = {client: _left(found.rows.tolist(), state) for client, found in allocated.items()}
         wanted = {row for wish in wishes.values() for row in wish.sent}
         wanted |= {row for rows in asked.values() for row in rows}
@@ -152,7 +157,7 @@ class Allocation:
         [taught] = tutor.teach([course])
         sums: dict[str, float] = {}
         for client, trained in taught.trained.items():
-            view = self._view(client, None, state, round)
+            view = self._view(client, (None, None), state, round)
             memory = self.allocator.learn(view, self._memory(client, round), trained)
             self.shelf.put(client, "memory", round.index, {}, memory)
             for name, value in promise_kept(traded.scores[client], trained).items():
@@ -175,20 +180,16 @@ class Allocation:
         items = len(self.pool)
         rows = rows_of(reply.facts, "rows", items)
         probe = rows_of(reply.facts, "probe", items) if "probe" in reply.facts else []
-        losses = reply.facts.get("losses")
-        if "losses" not in self.allocator.needs:
-            return Wish(rows, probe, None, _left(rows, state))
-        if not isinstance(losses, list) or len(losses) != items:
-            raise ValueError(f"losses: expected {items} numbers")
-        if not all(type(value) in (int, float) for value in losses):
-            raise ValueError("losses: one of them is no number")
+        losses = losses_of(reply.facts, items) if "losses" in self.allocator.needs else None
         return Wish(rows, probe, losses, _left(rows, state))
 
-    def _choose(self, client: str, wish: Wish, state: State, round: Round) -> Allocated:
+    def _choose(
+        self, client: str, losses: tuple[Losses | None, Losses | None], state: State, round: Round
+    ) -> Allocated:
         """Items whose paths of this client teach the LLM."""
         if self.teacher.tutor is None:
             return Allocated(np.zeros(0, np.int64), np.zeros(0))
-        view = self._view(client, wish.losses, state, round)
+        view = self._view(client, losses, state, round)
         return self.allocator.choose(view, self._memory(client, round))
 
     def _write(
@@ -249,8 +250,11 @@ class Allocation:
                 scrubbed[name] = scrubbed.get(name, 0) + count
         return theirs, scrubbed
 
-    def _view(self, client: str, losses: Sequence[float] | None, state: State, round: Round) -> ModelView:
-        teacher = self.teacher
+    def _view(
+        self, client: str, losses: tuple[Losses | None, Losses | None], state: State, round: Round
+    ) -> ModelView:
+        """The pool for one client's filter; losses are the own and the client's."""
+        teacher, (own, peer) = self.teacher, losses
         assert teacher.reader is not None
         return ModelView(
             self.pool,
@@ -258,19 +262,20 @@ class Allocation:
             round,
             f"{SERVER}/{client}",
             teacher.reader,
-            losses,
-            lambda: np.asarray(self._losses(state), np.float64),
+            peer,
+            None if own is None else lambda: own,
             lambda count: attempts(teacher.writer(state.llm), self.pool, self.rules.sampling, count),
         )
 
-    def _losses(self, state: State) -> list[float]:
-        """Losses of the reference answers under the LLM as it is."""
+    def _losses(self, state: State) -> Losses | None:
+        """Losses of the reference answers under the LLM as it is, once for all clients; None: not needed."""
         reader = self.teacher.reader
-        assert reader is not None
+        if reader is None or "losses" not in self.allocator.needs:
+            return None
         reader.mount(state.llm)
         found = mean_losses(reader, self.pool)
         reader.mount(None)
-        return told_losses(found)
+        return found
 
     def _reference(self) -> Adapter:
         kept = self.shelf.newest(SERVER, "reference", 1 << 30)

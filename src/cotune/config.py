@@ -188,7 +188,7 @@ class TeachConfig(Settings):
         0.0, ge=0, description="passes over the public rationales before round 1, by both models"
     )
     private_paths: bool = Field(
-        True, description="clients tune on the rationales of their examples too, where they have any"
+        True, description="clients tune on the rationales of their examples too; false: never use them"
     )
     scrub: list[str] = Field([], description="regular expressions; what they match never leaves a client")
     max_chars: int = Field(2000, ge=64, description="longest path that is sent, in characters")

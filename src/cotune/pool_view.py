@@ -19,6 +19,9 @@ from cotune.records import Example, Round, Sampling, whole
 CONTEXT_SIZE = 128
 """Dimensions of a context, whatever the model."""
 CONTEXT_SEED = 0
+LOSS_DIGITS = 5
+LARGEST = 1e6
+"""No loss of a character comes near it."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -44,7 +47,7 @@ class ModelView:
     now: Round
     owner: str
     reader: Reader
-    peer_losses: Sequence[float] | None = None
+    peer_losses: npt.NDArray[np.float64] | None = None
     own_losses: Callable[[], npt.NDArray[np.float64]] | None = None
     attempt: Callable[[int], Sequence[Sequence[str]]] | None = None
     _known: dict[str, Any] = field(default_factory=dict, init=False)
@@ -78,12 +81,12 @@ class ModelView:
         return self._features("own_data", [example.prompt for example in self.own])
 
     def losses(self) -> tuple[Any, Any]:
-        """Mean token losses of the reference answers under the own and the peer's model, [items] each."""
+        """Losses of the reference answers under the own and the peer's model, [items] each: `mean_losses`."""
         if self.own_losses is None or self.peer_losses is None:
             raise RunError("allocator: asked for losses, which its `needs` does not name. Add it there.")
         if "losses" not in self._known:
             self._known["losses"] = self.own_losses()
-        return self._known["losses"], np.asarray(self.peer_losses, np.float64)
+        return self._known["losses"], self.peer_losses
 
     def answers(self, count: int) -> Attempts:
         """Final answers of `count` tries at each item."""
@@ -112,18 +115,33 @@ def mean_losses(reader: Reader, pool: Sequence[Example]) -> npt.NDArray[np.float
     """Loss of each item's reference answer under the model as it is mounted, nats a character [items].
 
     Per character and not per token, so that models with other tokens can be compared; NaN without tokens.
+    Rounded as it crosses: whoever compares own with told losses must not find a gap between equal models.
     """
     found = reader.log_probs([(example.prompt, example.completion) for example in pool])
     lengths = np.array([len(example.completion) for example in pool], np.float64)
     has_tokens = np.asarray(found.counts) > 0
     with np.errstate(invalid="ignore", divide="ignore"):
         values: npt.NDArray[np.float64] = np.where(has_tokens, -np.asarray(found.sums) / lengths, np.nan)
-    return values
+    return np.round(values, LOSS_DIGITS)
 
 
-def told_losses(losses: npt.NDArray[np.float64]) -> list[float]:
-    """Losses as a message holds them; 0 where an answer has no tokens, so that nobody's is below it."""
-    return [round(float(value), 5) for value in np.nan_to_num(losses)]
+def told_losses(losses: npt.NDArray[np.float64]) -> list[float | None]:
+    """Losses as a message holds them; none where there is none, so that the item has no gap."""
+    return [float(value) if np.isfinite(value) else None for value in losses]
+
+
+def losses_of(facts: Mapping[str, Any], num_items: int) -> npt.NDArray[np.float64]:
+    """Losses that a message holds, [items]; NaN where there is none.
+
+    Raises:
+        ValueError: they are not so many numbers.
+    """
+    told = facts.get("losses")
+    if not isinstance(told, list) or len(told) != num_items:
+        raise ValueError(f"losses: expected {num_items} numbers")
+    if not all(value is None or (type(value) in (int, float) and abs(value) < LARGEST) for value in told):
+        raise ValueError(f"losses: one of them is no number below {LARGEST:g}")
+    return np.array(told, np.float64)
 
 
 def attempts(

@@ -75,7 +75,8 @@ class Client:
     """One client as a step sees it: its examples, its randomness, and what it kept from earlier rounds.
 
     `memo` is what the same selector noted in its step before this one; `used` are the rows of `examples` that
-    it chose in earlier rounds, by round.
+    it chose in earlier rounds, by round. `counts` is what it weighs in a mean over examples, where it
+    tunes on more texts than it has examples.
     """
 
     id: str
@@ -84,6 +85,12 @@ class Client:
     kept: Adapter | None = None
     memo: Mapping[str, Array] = field(default_factory=dict)
     used: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
+    counts: int | None = None
+
+    @property
+    def num_examples(self) -> int:
+        """What it weighs in a mean over examples."""
+        return len(self.examples) if self.counts is None else self.counts
 
     def rng(self, purpose: str) -> np.random.Generator:
         """The only source of randomness in a client's step."""

@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cotune import reasoning
 from cotune.lessons import Course, Lesson, Tutor, usable
 from cotune.models.tune import TuneJob
 from cotune.pool import Allocator, Trained, Writer
-from cotune.pool_view import ModelView, attempts, mean_losses, rows_of, texts_of, told_losses
+from cotune.pool_view import ModelView, attempts, losses_of, mean_losses, rows_of, texts_of, told_losses
 from cotune.protocols import Client, Given, Reader, Reply
 from cotune.records import (
     Adapter,
@@ -33,6 +34,7 @@ from cotune.scrub import Scrubber
 from cotune.shelf import Shelf
 
 SERVER = "server"
+Losses = npt.NDArray[np.float64]
 RECORDED = ("rows", "batches", "margins", "log_probs", "probe")
 """The arrays of a `Trained`."""
 
@@ -42,7 +44,8 @@ class Rules:
     """What both sides keep to.
 
     guard: only right paths teach. probe: items that are only measured. sampling: how paths are written.
-    max_chars: longest path that is believed. private_paths: clients tune on their rationales too.
+    max_chars: longest path that is believed. private_paths: clients use their own rationales, for the
+    reference and when they tune.
     """
 
     guard: bool
@@ -85,7 +88,10 @@ class Pupils:
         """A client learns from this round's lessons, then tunes on its examples and on their rationales."""
         if not self.rules.private_paths:
             return self.distil(starts, clients), list(clients)
-        both = [replace(client, examples=(*client.examples, *_paths(client))) for client in clients]
+        both = [
+            replace(client, examples=(*client.examples, *_paths(client)), counts=client.num_examples)
+            for client in clients
+        ]
         return self.distil(starts, clients), both
 
     def distil(self, starts: Sequence[Adapter], clients: Sequence[Client]) -> list[Adapter]:
@@ -106,15 +112,19 @@ class Pupils:
             self._keep(client.id, "start", client.round.index, told.adapter)
             if self.shelf.newest(client.id, "reference", client.round.index + 1) is None:
                 new.append((told.adapter, client))
-        jobs = [
-            TuneJob(_paths(client) or client.examples, adapter, client.rng("reference"))
-            for adapter, client in new
-        ]
+        jobs = [TuneJob(self._private(client), adapter, client.rng("reference")) for adapter, client in new]
         for (_, client), tuned in zip(new, self.tutor.learner.tune(jobs), strict=True):
             self._keep(client.id, "reference", client.round.index, tuned.adapter)
 
+    def _private(self, client: Client) -> tuple[Example, ...]:
+        """The client's examples; those with a rationale as texts that reason, unless told not to."""
+        if not self.rules.private_paths:
+            return tuple(client.examples)
+        return tuple(_on_path(one) if one.rationale.strip() else one for one in client.examples)
+
     def _choose(self, told: Given, client: Client) -> Reply:
-        view = self._view(client, told.facts.get("losses"))
+        items = len(self.tutor.pool)
+        view = self._view(client, losses_of(told.facts, items) if "losses" in self.allocator.needs else None)
         allocated = self.allocator.choose(view, self._memory(client))
         index, barred = client.round.index, self.measured(client.id)
         drawn = probe_rows(client.round, client.id, self.rules.probe, view.num_items)
@@ -126,7 +136,7 @@ class Pupils:
         if probe and self.shelf.newest(client.id, "probe", index) is None:
             facts["probe"] = probe
         if "losses" in self.allocator.needs:
-            facts["losses"] = told_losses(self._losses(client))
+            facts["losses"] = told_losses(view.losses()[0])
         return Reply(facts=facts)
 
     def _exchange(self, told: Given, client: Client) -> Reply:
@@ -199,7 +209,7 @@ class Pupils:
         written = self.writer(adapter).write(prompts, self.rules.sampling)
         return {row: one.text for row, one in zip(rows, written, strict=True)}
 
-    def _view(self, client: Client, peer_losses: Sequence[float] | None) -> ModelView:
+    def _view(self, client: Client, peer_losses: Losses | None) -> ModelView:
         return ModelView(
             self.tutor.pool,
             client.examples,
@@ -211,7 +221,7 @@ class Pupils:
             lambda count: self._attempts(client, count),
         )
 
-    def _losses(self, client: Client) -> Any:
+    def _losses(self, client: Client) -> Losses:
         self.reader.mount(self._adapter(client.id, "start", client.round.index + 1))
         found = mean_losses(self.reader, self.tutor.pool)
         self.reader.mount(None)
@@ -235,7 +245,11 @@ class Pupils:
 
 def _paths(client: Client) -> tuple[Example, ...]:
     """The client's examples as texts that reason, where they have a rationale."""
-    return tuple(reasoning.on_path(one, one.rationale) for one in client.examples if one.rationale.strip())
+    return tuple(_on_path(one) for one in client.examples if one.rationale.strip())
+
+
+def _on_path(example: Example) -> Example:
+    return reasoning.on_path(example, example.rationale)
 
 
 def probe_rows(round: Round, owner: str, count: int, num_items: int) -> list[int]:

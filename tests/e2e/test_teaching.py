@@ -7,11 +7,14 @@ from dataclasses import replace
 import pytest
 
 import tiny
-from cotune import plugins, report, session
+from cotune import allocation, plugins, pupils, report, session
 from cotune.data import Dataset
 from cotune.errors import ConfigError
 from cotune.lessons import Tutor
+from cotune.models.learner import Learner
+from cotune.pool_view import mean_losses
 from cotune.records import adapter_digest
+from cotune.strategies.fedavg import FedAvg
 
 ALLOCATORS = plugins.names("allocator")
 TEACH = {"guard": False, "path_tokens": 6, "probe": 2, "beta": 1.0, "slm_lr": 1e-2, "llm_lr": 1e-2}
@@ -238,7 +241,10 @@ def test_rationales_prepare_both_models_and_are_tuned_on(small, tmp_path):
         {"rows": [0, 99]},
         {"rows": [1, 1]},
         {"rows": [0.5]},
-        {"rows": [0], "losses": [None] * 6},
+        {"rows": [0], "losses": [10**400] * 6},
+        {"rows": [0], "losses": [True] * 6},
+        {"rows": [0], "losses": [0.5]},
+        {"rows": [0]},
     ],
 )
 def test_a_wish_that_cannot_be_is_refused_and_the_others_go_on(small, tmp_path, monkeypatch, facts):
@@ -257,6 +263,79 @@ def test_a_wish_that_cannot_be_is_refused_and_the_others_go_on(small, tmp_path, 
     found = session.run(replace(ready, num_rounds=1), tmp_path)
     assert found["failures"] == 1
     assert all(first not in line["wanted"] for line in lines(tmp_path))
+
+
+def test_two_equal_models_find_no_gap_between_them(small, tmp_path, monkeypatch):
+    """Losses are rounded where they cross; whoever compares must not take the rounding for a gap."""
+    asked = []
+
+    def heard(reader, pool):
+        asked.append(len(pool))
+        return mean_losses(reader, pool)
+
+    for module in (allocation, pupils):
+        monkeypatch.setattr(module, "mean_losses", heard)
+    model = {"model": str(small / "slm"), "shrink": None}
+    teach = {**TEACH, "epochs": 0}
+    options = {"slm__model": model["model"], "llm__model": model["model"], "rounds": 1, "teach": teach}
+    tiny.run(small, tmp_path / "run", strategy="fedavg", allocator="loss_gap", **options)
+    [line] = lines(tmp_path / "run")
+    assert line["wanted"]
+    assert not any(line["wanted"].values())
+    assert not any(line["asked"].values())
+    assert len(asked) == 1 + len(line["wanted"])  # the server once for all clients, each client once
+
+
+def test_rationales_do_not_change_what_a_client_weighs(small, tmp_path, monkeypatch):
+    rows = [{**row, "rationale": f"It is {row['question']}."} for row in tiny.rows("places", 30)]
+    places = few(small)[0]
+    places["data"] = str(tiny.write_rows(small / "reasoned.jsonl", rows))
+    weights = []
+
+    def tuned(strategy, action, starts, clients):
+        assert all(len(client.examples) == 2 * client.num_examples for client in clients)
+        found = step(strategy, action, starts, clients)
+        weights.append([reply.weight for reply in found])
+        return found
+
+    step = FedAvg.client_step
+    monkeypatch.setattr(FedAvg, "client_step", tuned)
+    tiny.run(
+        small,
+        tmp_path,
+        rounds=1,
+        strategy={"name": "fedavg", "weights": "examples"},
+        data__sources=[places],
+        allocator="random",
+        teach={**TEACH, "epochs": 0},
+    )
+    assert weights
+    assert sum(map(sum, weights)) == places["train_rows"]
+
+
+@pytest.mark.parametrize(("private_paths", "expected"), [(True, 3), (False, 0)])
+def test_the_reference_is_tuned_on_all_of_a_client_s_examples(
+    small, tmp_path, monkeypatch, private_paths, expected
+):
+    """Those with a rationale as texts that reason, the others as they are."""
+    rows = [{**row, "rationale": "So." if i % 4 else ""} for i, row in enumerate(tiny.rows("places", 30))]
+    places = few(small)[0] | {"data": str(tiny.write_rows(small / "half.jsonl", rows))}
+    teach = {**TEACH, "epochs": 0, "private_paths": private_paths}
+    ready = tiny.ready(
+        small, tmp_path, rounds=1, data__sources=[places], allocator="random", teach=teach, strategy="fedavg"
+    )
+    tuned, tune = [], Learner.tune
+
+    def heard(learner, jobs):
+        tuned.extend(jobs)
+        return tune(learner, jobs)
+
+    monkeypatch.setattr(Learner, "tune", heard)
+    session.run(ready, tmp_path)
+    references = tuned[: len(ready.federation.clients())]
+    assert sum(len(job.examples) for job in references) == places["train_rows"]
+    texts = [one.completion for job in references for one in job.examples]
+    assert sum("So." in text for text in texts) == (9 if private_paths else 0)
 
 
 def test_clients_must_tune_what_they_are_sent(small, tmp_path):

@@ -61,7 +61,7 @@ class FedAvg:
 
 def weight_of(client: Client, weights: str) -> float:
     """1, or the number of the client's examples."""
-    return float(len(client.examples)) if weights == "examples" else 1.0
+    return float(client.num_examples) if weights == "examples" else 1.0
 
 
 def build(config: Config, parts: Parts) -> FedAvg:

@@ -84,7 +84,7 @@ class StepByStep:
         done = self.slm.tune_clients(clients, [adapter for adapter in given if adapter])
         equal = self.config.weights == "equal"
         return [
-            Reply(tuned.adapter, 1.0 if equal else float(len(client.examples)), tuned.sums)
+            Reply(tuned.adapter, 1.0 if equal else float(client.num_examples), tuned.sums)
             for tuned, client in zip(done, clients, strict=True)
         ]
 
