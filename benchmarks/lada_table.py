@@ -104,7 +104,8 @@ def _plant(first: Path, folder: Path, ready: session.Session) -> None:
     if "llm" not in ready.roles:
         state = State(slm=state.slm)
         for part in ("metrics", "right"):
-            record[part] = {name: value for name, value in record[part].items() if name != "llm"}
+            kept = {name: value for name, value in record[part].items() if name not in ("llm", "shown")}
+            record[part] = kept
     planted = checkpoint.Checkpoint(0, state, record)
     checkpoint.save(folder / "checkpoints", planted, ready.fingerprint, 99)
 

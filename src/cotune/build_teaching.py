@@ -73,6 +73,11 @@ def teaching(
     sampling = Sampling(teach.path_tokens, teach.temperature, 1.0, config.seed, reasoning.STOP)
     rules = Rules(teach.guard, teach.probe, sampling, teach.max_chars, teach.private_paths)
     allocator, (llm, slms) = _allocator(config), models
+    if teach.probe and "probe" not in allocator.needs:
+        around.note(
+            f"teach.probe: {teach.probe} items are measured and not taught, and this allocator does not read "
+            "what they show; with probe 0 they teach"
+        )
     pupils = {
         name: Pupils(
             _tutor(config, SLM, slm, pool, around),
@@ -147,7 +152,10 @@ def _remote(config: Config, around: Around) -> Teacher:
 
 def _allocator(config: Config) -> Allocator:
     assert config.allocator is not None
-    found: Allocator = plugins.load("allocator", config.allocator.name, config.allocator.options)
+    name, options = config.allocator.name, dict(config.allocator.options)
+    if "beta" in plugins.module("allocator", name).Config.model_fields and options.get("beta") is None:
+        options["beta"] = config.teach.beta
+    found: Allocator = plugins.load("allocator", name, options)
     return found
 
 

@@ -102,7 +102,8 @@ class Allocator(Protocol):
     """Which items of the public pool teach one party. What it remembers stays with the party, as arrays."""
 
     needs: frozenset[str]
-    """Of `contexts`, `own_data`, `losses`, `answers`: what it asks a view for; known before it does."""
+    """Of `contexts`, `own_data`, `losses`, `answers`: what it asks a view for; known before it does.
+    And `probe`, where its rewards read what was measured on one."""
 
     def choose(self, view: PoolView, memory: Mapping[str, Array]) -> Allocated:
         """The items of this round; `memory` is empty before anything was learned."""

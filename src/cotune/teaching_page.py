@@ -205,11 +205,12 @@ def _is_unasked(lines: Sequence[Line]) -> bool:
 
 
 def _refused(lines: Sequence[Line], pool: int) -> str:
-    """Which items no client wanted in any round, as a sentence."""
+    """Which items no client wanted in any round, as a sentence; what only measures was not refused."""
     wishes = [rows for _, line in lines for rows in mapping(line.get("wanted")).values()]
     if not pool or not wishes:
         return ""
-    wanted = set[int]().union(*(_items(rows, pool) for rows in wishes))
+    probes = [rows for _, line in lines for rows in mapping(line.get("probe")).values()]
+    wanted = set[int]().union(*(_items(rows, pool) for rows in [*wishes, *probes]))
     count = pool - len(wanted)
     if not count:
         return f"Each of the {pool:,} items was wanted by a client in some round."

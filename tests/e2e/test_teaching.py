@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import tiny
-from cotune import allocation, plugins, pupils, report, session
+from cotune import allocation, build, config, plugins, pupils, report, session
 from cotune.data import Dataset
 from cotune.errors import ConfigError
 from cotune.lessons import Tutor
@@ -110,7 +110,8 @@ def test_questions_with_other_numbers_of_choices_teach_side_by_side(small, tmp_p
 
 
 def test_a_run_stopped_in_the_middle_of_a_round_learns_the_same_filters(small, tmp_path, monkeypatch):
-    options = {"allocator": "lada", "teach": TEACH, "data__sources": few(small, rows=10)}
+    reads_all = {"name": "lada", "alpha_reward": 0.5}
+    options = {"allocator": reads_all, "teach": TEACH, "data__sources": few(small, rows=10)}
     tiny.run(small, tmp_path / "whole", **options)
     first, *later = lines(tmp_path / "whole")
     assert all(len(rows) == 2 for rows in first["probe"].values())  # the probe's way is the usual one
@@ -184,6 +185,16 @@ def test_a_path_is_read_once_under_a_frozen_reference(small, tmp_path, monkeypat
     lessons = sum(line[role]["pairs"] for line in lines(tmp_path) for role in ROLES)
     assert len(seen) == len(set(seen)) > 0
     assert len(seen) < 2 * lessons
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+def test_a_probe_that_nobody_reads_is_told_and_the_filter_has_the_lessons_beta(small, tmp_path, alpha):
+    notes, allocator = [], {"name": "lada", "alpha_reward": alpha}
+    made = config.from_dict(tiny.raw_config(small, allocator=allocator, teach=TEACH, strategy="fedavg"))
+    ready = build.session(made, tmp_path, lambda _: None, notes.append)
+    assert sum("teach.probe: 2 items are measured and not taught" in note for note in notes) == (alpha == 1)
+    hosts = ready.federation.transport.host.host_of.values()
+    assert {host.pupil.allocator.rule.beta for host in hosts} == {TEACH["beta"]}
 
 
 def test_items_that_a_client_is_measured_on_do_not_teach_it(small, tmp_path, monkeypatch):

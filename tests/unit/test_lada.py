@@ -210,6 +210,14 @@ def test_options_that_contradict_each_other_are_refused():
         config(least=0.7)
     with pytest.raises(ValidationError, match=r"exp_pos is made of batches; set reward_from to batches"):
         config(loss_sign="exp_pos")
+    with pytest.raises(ValidationError, match=r"batches count nothing while alpha_reward is 1; set it below"):
+        config(reward_from="batches")
+
+
+def test_it_reads_a_probe_only_where_its_reward_does():
+    assert "probe" not in lada().needs
+    assert "probe" in lada(alpha_reward=0.5).needs
+    assert "probe" not in lada(alpha_reward=0.5, reward_from="batches").needs
 
 
 def test_the_same_seed_makes_the_same_filter_and_another_one_another():

@@ -4,6 +4,9 @@ Paper: LaDa, https://arxiv.org/abs/2602.18749, its model-learnability-aware filt
 learned, items near the centres of clusters are taken, most from clusters that are like the party's own data.
 Points are first moved to the mean of the pool, ours: features of a language model share a large part, and
 without it everything is like everything.
+
+A chosen item whose pair taught nothing, for its path was wrong under the guard or both were the same, leaves
+no record: the filter learns what teaches, not whose paths are right, and may choose such an item again.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ class Config(PluginConfig):
         1.0, ge=0, le=1, description="share of an item's own part in its reward; the rest is its batch's"
     )
     lambda_explore: float = Field(0.1, ge=0, description="weight of the network that learns what is missed")
-    beta: float = Field(0.1, gt=0, description="of the preference loss that the party is taught with")
+    beta: float | None = Field(None, gt=0, description="of the preference loss; null: teach.beta")
     epochs: int = Field(10, gt=0, description="passes over all records, after each round")
     threshold: float | None = Field(
         None,
@@ -67,6 +70,8 @@ class Config(PluginConfig):
             raise ValueError(f"least is {self.least:g} and most {self.most:g}; least must not be above most.")
         if self.loss_sign == "exp_pos" and self.reward_from == "probe":
             raise ValueError("loss_sign exp_pos is made of batches; set reward_from to batches.")
+        if self.alpha_reward == 1 and self.reward_from == "batches":
+            raise ValueError("reward_from: batches count nothing while alpha_reward is 1; set it below 1.")
         return self
 
 
@@ -78,12 +83,12 @@ class Lada:
     the same ones again.
     """
 
-    needs = frozenset({"contexts", "own_data"})
-
     def __init__(self, config: Config) -> None:
         self.config = config
+        reads_probe = config.alpha_reward < 1 and config.reward_from == "probe"
+        self.needs = frozenset({"contexts", "own_data"} | ({"probe"} if reads_probe else set()))
         how = config.loss_sign, config.reward_from, config.scaled
-        self.rule = Rule(config.alpha_reward, config.beta, *how)
+        self.rule = Rule(config.alpha_reward, config.beta or 0.1, *how)
 
     def choose(self, view: PoolView, memory: Mapping[str, Array]) -> Allocated:
         """By score, from 0 to 1, once something was learned; by clusters until then, without scores."""
