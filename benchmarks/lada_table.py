@@ -9,6 +9,9 @@ trades all of it and trains on so much of a pass: `random` at a higher price. `n
 `step_by_step` is Distilling Step-by-Step on the public set; its clients tune on labels alone and its SLM is
 never asked for a path in the others' form, so compare it by the likeliest choice. What each was taught with
 is counted in tokens. Runs that were stopped go on; those that are done stay as they are.
+
+The summary has, by method, the gain in accuracy of paths with its standard error over questions (each before
+and after), and how far LaDa is ahead; within two standard errors that is told as noise.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import product
+from math import hypot
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -49,9 +53,11 @@ def main() -> None:
     options = _options()
     for seed in map(int, options.seeds.split(",")):
         for arm in dict.fromkeys([FIRST, *options.arms.split(",")]):
-            folder = options.runs / f"{seed}-{arm}"
+            folder, made = options.runs / f"{seed}-{arm}", settings(options, seed, arm)
             if not (folder / "table.json").is_file():
-                one_run(settings(options, seed, arm), folder, options.runs / f"{seed}-{FIRST}")
+                one_run(made, folder, options.runs / f"{seed}-{FIRST}")
+            elif report.read_results(folder)["fingerprint"] != configs.fingerprint(made):
+                raise SystemExit(f"{folder} was run with other settings; give another folder: --runs")
             _write(options)
 
 
@@ -67,7 +73,11 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs, which go on there")
     parser.add_argument("--out", type=Path, required=True)
-    return parser.parse_args()
+    options = parser.parse_args()
+    unknown = set(options.arms.split(",")) - set(ARMS)
+    if unknown:
+        parser.error(f"--arms: {', '.join(sorted(unknown))}; expected some of {', '.join(ARMS)}")
+    return options
 
 
 def settings(options: argparse.Namespace, seed: int, arm: str) -> configs.Config:
@@ -112,12 +122,13 @@ def _plant(first: Path, folder: Path, ready: session.Session) -> None:
 
 def scores(folder: Path) -> dict[str, Any]:
     """Accuracy of paths before and after, by role."""
-    metrics = report.read_results(folder)["metrics"]
+    results = report.read_results(folder)
     found: dict[str, Any] = {}
     for role in ("llm", "slm"):
-        for numbers in metrics.get(role, {}).values():
+        for numbers in results["metrics"].get(role, {}).values():
             found[role] = {"before": numbers["before"]["path_accuracy"]}
             found[role]["path_accuracy"] = numbers["after"]["path_accuracy"]
+            found[role] |= {"gain": results["gain"][role]["mean"], "stderr": results["gain"][role]["stderr"]}
     return found
 
 
@@ -132,13 +143,15 @@ class Heard:
 
 
 def taught(rounds: list[dict[str, Any]], tokens: int) -> dict[str, float]:
-    """Pairs and tokens that each role learned from over all rounds, and the seconds of the rounds."""
+    """What each role learned from over all rounds, whose paths were right, and the seconds of the rounds."""
     found = {"seconds": sum(line["seconds"] for line in rounds[1:]), "slm_tokens": float(tokens)}
     for line in rounds:
         for role in ("llm", "slm"):
             for name in ("pairs", "tokens"):
                 count = line.get("teaching", {}).get(role, {}).get(name, 0.0)
                 found[f"{role}_{name}"] = found.get(f"{role}_{name}", 0.0) + count
+            for name, count in line.get("teaching", {}).get(f"{role}_paths", {}).items():
+                found[f"{role}_paths_{name}"] = found.get(f"{role}_paths_{name}", 0.0) + count
     return found
 
 
@@ -172,11 +185,26 @@ def table(runs: Path) -> dict[str, Any]:
             ahead = [leads[seed] - value for seed, value in values.items() if seed in leads]
             told = {"values": values, "mean": mean(values.values()), "lada_minus_it": _spread(ahead)}
             summary.setdefault(arm, {})[f"{role} {metric}"] = told
+            if metric == "path_accuracy":
+                summary[arm][f"{role} gain"] = _gain(seeds, by_arm.get("lada", {}), role)
     return {"runs": done, "summary": summary}
 
 
 def _spread(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": mean(values) if values else None, "sd": stdev(values) if len(values) > 1 else None}
+
+
+def _gain(seeds: Mapping[int, Any], lada: Mapping[int, Any], role: str) -> dict[str, Any]:
+    """Mean gain over seeds, its standard error, and whether LaDa's differs from it by more than noise."""
+    both = sorted(seeds.keys() & lada.keys())
+    ahead = [lada[seed][role]["gain"] - seeds[seed][role]["gain"] for seed in both]
+    errors = [one[seed][role]["stderr"] for seed in both for one in (seeds, lada)]
+    return {
+        "mean": mean(found[role]["gain"] for found in seeds.values()),
+        "stderr": hypot(*(found[role]["stderr"] for found in seeds.values())) / len(seeds),
+        "lada_minus_it": mean(ahead) if both else None,
+        "is_noise": abs(mean(ahead)) < 2 * hypot(*errors) / len(both) if both else None,
+    }
 
 
 def _write(options: argparse.Namespace) -> None:

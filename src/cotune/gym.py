@@ -3,7 +3,9 @@
 Origin: reasoning-gym (Stojanovski et al. 2025, https://arxiv.org/abs/2505.24760), Apache-2.0, an extra of
 cotune. A row is `{question, answer, domain}`, made for the task `short_answer`; its domain is the library's
 category, so that clients can be split by it. Options are those of the set's own configuration, such as
-`max_animals=5`. The same source gives the same rows on every machine with the same version of the library.
+`max_animals=5`; or `level=3` sets all that the library's curriculum for the set makes harder to that level,
+the easier ones included, and single options go above it. The same source gives the same rows on every machine
+with the same version of the library.
 """
 
 from __future__ import annotations
@@ -53,7 +55,12 @@ def rows(source: str, limit: int | None = None) -> list[tuple[str, Row]]:
         )
     options = _options(source, query)
     size, seed = _count(source, options, "size", SIZE, 1), _count(source, options, "seed", SEED, 0)
-    made = _make(source, name, {**options, "size": size, "seed": _spread(name, seed)})
+    options |= {"size": size, "seed": _spread(name, seed)}
+    if "level" in options:
+        level = _count(source, options, "level", 0, 0)
+        del options["level"]
+        options = _graded(source, name, level) | options
+    made = _make(source, name, options)
     try:
         problems = [made[index] for index in range(size if limit is None else min(limit, size))]
     except Exception as error:  # the library raises anything where options contradict each other
@@ -98,19 +105,39 @@ def _spread(name: str, seed: int) -> int:
     return int(derived_rng(seed, "gym", name).integers(2**31))
 
 
-def _make(source: str, name: str, options: Mapping[str, Any]) -> Any:
+def _library(source: str) -> tuple[Any, Any]:
+    """The library, and its factory."""
     try:
         import reasoning_gym
-        from reasoning_gym.factory import DATASETS
+        from reasoning_gym import factory
     except ImportError as error:
         raise DataError(
             f"{source}: made problems need the extra: pip install 'cotune[gym]'. Or give `data` a JSONL file."
         ) from error
-    if name not in DATASETS:
+    return reasoning_gym, factory
+
+
+def _graded(source: str, name: str, level: int) -> dict[str, Any]:
+    """Options of a level of the set's curriculum; an attribute with fewer levels stays at its last."""
+    factory = _library(source)[1]
+    if not factory.has_curriculum(name):
+        raise DataError(f"{source}: {name} has no levels; set its own options instead.")
+    curriculum = factory.create_curriculum(name)
+    last = max(len(attribute.levels) for attribute in curriculum.attributes.values()) - 1
+    if level > last:
+        raise DataError(f"{source}: level: got {level}; {name} has levels 0 to {last}")
+    curriculum.set_global_level(level)
+    made = curriculum.generate_configuration()
+    return {field.name: getattr(made, field.name) for field in dataclasses.fields(made)}
+
+
+def _make(source: str, name: str, options: Mapping[str, Any]) -> Any:
+    reasoning_gym, factory = _library(source)
+    if name not in factory.DATASETS:
         raise DataError(
             f"{source}: this version of reasoning-gym has no set {name!r}; pip install 'cotune[gym]' anew."
         )
-    known = [field.name for field in dataclasses.fields(DATASETS[name][1])]
+    known = [field.name for field in dataclasses.fields(factory.DATASETS[name][1])]
     for key in options:
         if key not in known:
             expected = ", ".join(sorted(known))

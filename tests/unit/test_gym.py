@@ -9,7 +9,7 @@ import sys
 import types
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -48,12 +48,27 @@ class _Made:
         return {"question": question, "answer": "4", "metadata": {}}
 
 
+class _Curriculum:
+    """Four levels of one attribute."""
+
+    attributes: ClassVar = {"max_animals": types.SimpleNamespace(levels=[2, 4, 6, 8])}
+
+    def set_global_level(self, level: int) -> None:
+        self.level = level
+
+    def generate_configuration(self) -> _Options:
+        return _Options(max_animals=self.attributes["max_animals"].levels[self.level])
+
+
 @pytest.fixture
 def library(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stands in for reasoning_gym, which is an extra."""
     factory = types.ModuleType("reasoning_gym.factory")
-    factory.DATASETS = {NAME: (_Made, _Options)}  # type: ignore[attr-defined]
+    factory.DATASETS = dict.fromkeys((NAME, "acre"), (_Made, _Options))  # type: ignore[attr-defined]
+    factory.has_curriculum = lambda name: name == NAME  # type: ignore[attr-defined]
+    factory.create_curriculum = lambda name: _Curriculum()  # type: ignore[attr-defined]
     top = types.ModuleType("reasoning_gym")
+    top.factory = factory  # type: ignore[attr-defined]
     top.create_dataset = lambda name, **options: _Made(_Options(**options))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "reasoning_gym", top)
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", factory)
@@ -70,6 +85,15 @@ def test_a_source_names_set_size_seed_and_options() -> None:
     assert [where for where, _ in sources.read_with_lines(source)[0]] == [where for where, _ in found]
     assert sources.read_with_lines(source)[1][0].startswith(b'{"question": ')
     assert len(sources.read(f"gym:{NAME}")) == gym.SIZE
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(
+    ("options", "legs"), [("level=0", 2), ("level=3", 8), ("level=3&max_animals=5", 5), ("wild=false", 3)]
+)
+def test_a_level_sets_what_makes_problems_hard_unless_an_option_does(options: str, legs: int) -> None:
+    (row,) = [row for _, row in gym.rows(f"gym:{NAME}?size=1&{options}")]
+    assert str(row["question"]).endswith(f"legs, {legs} False?")
 
 
 @pytest.mark.usefixtures("library")
@@ -108,6 +132,9 @@ def test_the_rows_are_examples_of_the_task_short_answer() -> None:
         (f"gym:{NAME}?max_animals=0", "refuses these options [(]max_animals must be positive[)]; change"),
         (f"gym:{NAME}?max_animals=x", "refuses these options"),
         (f"gym:{NAME}?max_animals=99", "refuses these options [(]not so many animals[)]"),
+        (f"gym:{NAME}?level=4", "level: got 4; leg_counting has levels 0 to 3"),
+        (f"gym:{NAME}?level=hard", "level: got 'hard'; expected a whole number, at least 0"),
+        ("gym:acre?level=1", "acre has no levels; set its own options instead"),
         ("gym:syllogism", "this version of reasoning-gym has no set 'syllogism'"),
     ],
 )
@@ -141,6 +168,26 @@ def test_the_real_answers_are_exact(name: str, size: int, capsys: pytest.Capture
         assert is_right(written("", example), example)
         assert made.score_answer(row["answer"], made[index]) == 1.0  # the library's own judgement
     assert capsys.readouterr().out == ""  # some sets print, which would spoil --json
+
+
+@real
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("level", [0, 2])
+@pytest.mark.parametrize("name", sorted(gym.EXACT))
+def test_the_real_answers_are_exact_at_every_level(name: str, level: int) -> None:
+    from reasoning_gym.factory import has_curriculum
+
+    if not has_curriculum(name):
+        with pytest.raises(DataError, match="has no levels"):
+            gym.rows(f"gym:{name}?level={level}")
+        return
+    if (name, level) == ("caesar_cipher", 2):  # its curriculum (0.1.25) turns further than its set allows
+        with pytest.raises(DataError, match="refuses these options"):
+            gym.rows(f"gym:{name}?size=2&level={level}")
+        return
+    for where, row in gym.rows(f"gym:{name}?size=2&level={level}"):
+        example = short_answer.example(row, where)
+        assert is_right(written("", example), example)
 
 
 @real
