@@ -140,7 +140,8 @@ def _remote(config: Config, around: Around) -> Teacher:
     from cotune.models.endpoint import EndpointWriter
 
     assert config.teach.teacher is not None
-    endpoint = EndpointWriter(config.teach.teacher, makes_sense=reasoning.has_answer)
+    makes_sense = reasoning.has_answer if config.teach.guard else bool  # unguarded, any text teaches
+    endpoint = EndpointWriter(config.teach.teacher, makes_sense=makes_sense)
     cached = CachedWriter(endpoint, PathCache(cache_dir() / "paths.sqlite", around.note), around.progress)
 
     def spent() -> dict[str, float | None]:

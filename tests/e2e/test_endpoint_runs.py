@@ -130,6 +130,17 @@ def test_a_run_pauses_at_nonsense_and_resumes(small, tmp_path, capsys, script, e
     assert line["slm"]["pairs"] > 0
 
 
+@pytest.mark.parametrize(("content", "ends"), [("I like trains.", True), ("", False)])
+def test_unguarded_any_text_makes_sense_and_none_does_not(small, tmp_path, content, ends):
+    with serving(lambda prompt, nth: answer(prompt, content=content)) as server:
+        try:
+            found = tiny.run(small, tmp_path, rounds=1, **options(server.url))["status"]
+        except RunError as error:
+            found = str(error)
+    assert (found == "done") == ends
+    assert ends or "12 are empty" in found
+
+
 def test_some_answers_without_a_text_teach_nobody(small, tmp_path):
     def script(prompt, nth):
         return right(prompt, nth) if "pig" in prompt else answer(prompt, content="")
