@@ -15,13 +15,21 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cotune import reasoning
 from cotune.host import TEACH
 from cotune.lessons import Course, Lesson, Tutor, usable
 from cotune.pool import Allocated, Allocator, Writer
-from cotune.pool_view import ModelView, attempts, losses_of, mean_losses, rows_of, texts_of, told_losses
+from cotune.pool_view import (
+    Losses,
+    ModelView,
+    attempts,
+    losses_of,
+    mean_losses,
+    rows_of,
+    texts_of,
+    told_losses,
+)
 from cotune.protocols import Reader, State, Verbs
 from cotune.pupils import SERVER, Rules, promise_kept
 from cotune.records import Adapter, Example, Message, Round, Written, adapter_header, adapter_of
@@ -29,7 +37,6 @@ from cotune.scrub import CUT
 from cotune.shelf import Shelf
 
 Record = dict[str, Any]
-Losses = npt.NDArray[np.float64]
 
 HELD_BACK = ""
 """In place of a path that a gate holds back; nobody learns from an empty one."""

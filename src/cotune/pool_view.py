@@ -24,6 +24,7 @@ LARGEST = 1e6
 """No loss of a character comes near it."""
 
 Floats = npt.NDArray[np.float32]
+Losses = npt.NDArray[np.float64]
 
 
 @dataclass
@@ -47,8 +48,8 @@ class ModelView:
     now: Round
     owner: str
     reader: Reader
-    peer_losses: npt.NDArray[np.float64] | None = None
-    own_losses: Callable[[], npt.NDArray[np.float64]] | None = None
+    peer_losses: Losses | None = None
+    own_losses: Callable[[], Losses] | None = None
     attempt: Callable[[int], Sequence[Sequence[str]]] | None = None
     _known: dict[str, Any] = field(default_factory=dict, init=False)
 
@@ -111,7 +112,7 @@ class ModelView:
         return found
 
 
-def mean_losses(reader: Reader, pool: Sequence[Example]) -> npt.NDArray[np.float64]:
+def mean_losses(reader: Reader, pool: Sequence[Example]) -> Losses:
     """Loss of each item's reference answer under the model as it is mounted, nats a character [items].
 
     Per character and not per token, so that models with other tokens can be compared; NaN without tokens.
@@ -121,16 +122,16 @@ def mean_losses(reader: Reader, pool: Sequence[Example]) -> npt.NDArray[np.float
     lengths = np.array([len(example.completion) for example in pool], np.float64)
     has_tokens = np.asarray(found.counts) > 0
     with np.errstate(invalid="ignore", divide="ignore"):
-        values: npt.NDArray[np.float64] = np.where(has_tokens, -np.asarray(found.sums) / lengths, np.nan)
+        values: Losses = np.where(has_tokens, -np.asarray(found.sums) / lengths, np.nan)
     return np.round(values, LOSS_DIGITS)
 
 
-def told_losses(losses: npt.NDArray[np.float64]) -> list[float | None]:
+def told_losses(losses: Losses) -> list[float | None]:
     """Losses as a message holds them; none where there is none, so that the item has no gap."""
     return [float(value) if np.isfinite(value) else None for value in losses]
 
 
-def losses_of(facts: Mapping[str, Any], num_items: int) -> npt.NDArray[np.float64]:
+def losses_of(facts: Mapping[str, Any], num_items: int) -> Losses:
     """Losses that a message holds, [items]; NaN where there is none.
 
     Raises:

@@ -12,13 +12,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cotune import reasoning
 from cotune.lessons import Course, Lesson, Tutor, usable
 from cotune.models.tune import TuneJob
 from cotune.pool import Allocator, Trained, Writer
-from cotune.pool_view import ModelView, attempts, losses_of, mean_losses, rows_of, texts_of, told_losses
+from cotune.pool_view import (
+    Losses,
+    ModelView,
+    attempts,
+    losses_of,
+    mean_losses,
+    rows_of,
+    texts_of,
+    told_losses,
+)
 from cotune.protocols import Client, Given, Reader, Reply
 from cotune.records import (
     Adapter,
@@ -34,7 +42,6 @@ from cotune.scrub import Scrubber
 from cotune.shelf import Shelf
 
 SERVER = "server"
-Losses = npt.NDArray[np.float64]
 RECORDED = ("rows", "batches", "margins", "log_probs", "probe")
 """The arrays of a `Trained`."""
 

@@ -149,7 +149,8 @@ class EndpointWriter:
     ) -> dict[int, Written] | None:
         """Hand on a text, and those held back before it; hold all back (returned) while none makes sense."""
         if held is not None and self.makes_sense and not self.makes_sense(new.text):
-            return {**held, row: new}
+            held[row] = new
+            return held
         if keep:
             keep({**(held or {}), row: new})
         return None
