@@ -188,10 +188,11 @@ def _prepared(config: Config, models: Models, pool: Sequence[Example], state: St
     llm, slms = models
     found = state.replace(llm=llm.fresh(config.seed)) if llm and state.llm is None else state
     paths = [reasoning.on_path(example, example.rationale) for example in pool if example.rationale.strip()]
-    if not config.teach.prepare or not paths:
-        return found
-    adapters = found.adapters()
+    teach, adapters = config.teach, found.adapters()
+    of_slm = teach.prepare if teach.slm_prepare is None else teach.slm_prepare
     for name, learner in {**({"llm": llm} if llm else {}), **slms}.items():
-        job = TuneJob(paths, adapters[name], derived_rng(config.seed, "prepare", name))
-        adapters[name] = learner.prepared([job], config.teach.prepare)[0].adapter
+        passes = teach.prepare if name == "llm" else of_slm
+        if passes and paths:
+            job = TuneJob(paths, adapters[name], derived_rng(config.seed, "prepare", name))
+            adapters[name] = learner.prepared([job], passes)[0].adapter
     return State(adapters.pop(SLM, None), adapters.pop("llm", None), adapters)

@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cotune import mistakes, plugins
 from cotune import overrides as overriding
 from cotune.audit_settings import AuditingConfig, GatesConfig
-from cotune.endpoint_settings import PATIENCE, EndpointSettings
+from cotune.endpoint_settings import PATIENCE
 from cotune.errors import ConfigError
 from cotune.example_privacy import PrivateConfig
+from cotune.teach_settings import TeachConfig
 
 
 class Settings(BaseModel):
@@ -167,34 +168,6 @@ class EvaluateConfig(Settings):
     every: int = Field(1, ge=0, description="rounds between evaluations; 0: only before and after")
     clients: int = Field(100, gt=0, description="clients that are measured; more are drawn from, once")
     shown: int = Field(2, ge=0, description="held-out questions shown in the report, per task")
-
-
-class TeachConfig(Settings):
-    """How models teach each other by reasoning paths, where an `allocator` says by which items (LaDa)."""
-
-    beta: float = Field(0.1, gt=0, description="how fast a margin counts as learned; LaDa's is not known")
-    gamma: float = Field(0.0, ge=0, description="weight of the preferred path's own cross-entropy")
-    guard: bool = Field(True, description="only paths that end on the right answer teach; off: as printed")
-    probe: int = Field(0, ge=0, description="items, a tenth at most, that only measure; for LaDa's rewards")
-    path_tokens: int = Field(256, gt=0, description="longest path")
-    temperature: float = Field(0.0, ge=0, description="of the paths; 0: the likeliest token each time")
-    epochs: float = Field(
-        1.0, ge=0, description="passes over a round's lessons; 0: paths are traded, nobody learns from them"
-    )
-    batch_size: int | None = Field(None, gt=0, description="pairs of paths; the model's own by default")
-    slm_lr: float | None = Field(None, gt=0, description="of the lessons; slm.tune.lr by default")
-    llm_lr: float | None = Field(None, gt=0, description="of the lessons; llm.tune.lr by default")
-    prepare: float = Field(
-        0.0, ge=0, description="passes over the public rationales before round 1, by both models"
-    )
-    private_paths: bool = Field(
-        True, description="clients tune on the rationales of their examples too; false: never use them"
-    )
-    scrub: list[str] = Field([], description="regular expressions; what they match never leaves a client")
-    max_chars: int = Field(2000, ge=64, description="longest path that is sent, in characters")
-    teacher: EndpointSettings | None = Field(
-        None, description="a chat endpoint that writes paths in place of the LLM, which then learns nothing"
-    )
 
 
 class RuntimeConfig(Settings):

@@ -237,13 +237,17 @@ def test_rationales_prepare_both_models_and_are_tuned_on(small, tmp_path):
     source = {"task": "multiple_choice", "train_rows": 12, "public_rows": 6, "test_rows": 6}
     source["data"] = str(tiny.write_rows(small / "reasoned.jsonl", rows))
     found = {}
-    for name, how in {"none": {}, "public": {"prepare": 1}, "own": {"private_paths": True}}.items():
+    ways = {"none": {}, "public": {"prepare": 1}, "own": {"private_paths": True}}
+    ways |= {"llm": {"prepare": 1, "slm_prepare": 0}, "slm": {"slm_prepare": 1}}
+    for name, how in ways.items():
         teach = {**TEACH, "epochs": 0, "private_paths": False, **how}
         options = {"rounds": 1, "data__sources": [source], "allocator": "random", "teach": teach}
-        tiny.run(small, tmp_path / name, **options)
+        tiny.run(small, tmp_path / name, strategy="fedavg", **options)
         found[name] = adapters(tmp_path / name)
     assert all(one != other for one, other in zip(found["none"], found["public"], strict=True))
     assert found["none"][0] != found["own"][0]
+    assert found["llm"] == [found["none"][0], found["public"][1]]
+    assert found["slm"] == [found["public"][0], found["none"][1]]
 
 
 @pytest.mark.parametrize(
