@@ -31,9 +31,9 @@ from cotune.pool_view import (
     told_losses,
 )
 from cotune.protocols import Reader, State, Verbs
-from cotune.pupils import SERVER, Rules, promise_kept
+from cotune.pupils import KEPT, SERVER, TOLD, Rules, promise_kept
 from cotune.records import Adapter, Example, Message, Round, Written, adapter_header, adapter_of
-from cotune.scrub import CUT
+from cotune.scrub import CUT, shortened
 from cotune.shelf import Shelf
 
 Record = dict[str, Any]
@@ -167,9 +167,10 @@ class Allocation:
             view = self._view(client, (None, None), state, round)
             memory = self.allocator.learn(view, self._memory(client, round), trained)
             self.shelf.put(client, "memory", round.index, {}, memory)
+            self.shelf.trim(client, "memory", KEPT)
             for name, value in promise_kept(traded.scores[client], trained).items():
                 sums[name] = sums.get(name, 0.0) + value
-        facts = {"loss": taught.loss, "pairs": taught.pairs, "tokens": taught.tokens, "cut": taught.cut}
+        facts = {name: getattr(taught, name) for name in TOLD}
         record["llm"] = {**facts, **sums}
         return state.replace(llm=taught.adapter), record
 
@@ -213,7 +214,10 @@ class Allocation:
             self._remember_spent(before, round)
             raise
         spent, most = self._remember_spent(before, round), self.rules.max_chars
-        capped = [replace(one, text=one.text[:most]) for one in written]  # as it crosses, and is counted
+        capped = [  # as it crosses, and is counted
+            replace(one, text=shortened(one.text, most), finished=one.finished and len(one.text) <= most)
+            for one in written
+        ]
         return dict(zip(rows, capped, strict=True)), spent
 
     def _remember_spent(self, before: Record, round: Round) -> Record:
@@ -223,10 +227,7 @@ class Allocation:
             return {}
         kept = self.shelf.get(SERVER, "spent", round.index)
         earlier: Record = dict(kept.facts) if kept else {}
-        used = {
-            name: None if value is None else value - (before[name] or 0) + (earlier.get(name) or 0)
-            for name, value in now.items()
-        }
+        used = added(now, before, earlier)
         self.shelf.put(SERVER, "spent", round.index, used, {})
         return {"endpoint": {"model": self.teacher.model, **used}}
 
@@ -293,6 +294,14 @@ class Allocation:
     def _memory(self, client: str, round: Round) -> Mapping[str, Any]:
         kept = self.shelf.newest(client, "memory", round.index)
         return kept.arrays if kept else {}
+
+
+def added(now: Record, before: Record, earlier: Mapping[str, Any]) -> Record:
+    """What was used since `before`, and earlier on top of it; None where it is not known."""
+    return {
+        name: None if value is None else value - (before[name] or 0) + (earlier.get(name) or 0)
+        for name, value in now.items()
+    }
 
 
 def _left(rows: Sequence[int], state: State) -> list[int]:
@@ -370,8 +379,8 @@ def _short(text: str) -> str:
 
 def _quality(paths: Sequence[tuple[int, str]], pool: Sequence[Example]) -> Record:
     """How many paths there are, end on an answer, and on the right one."""
-    said = [(reasoning.parse(text, pool[row]), pool[row]) for row, text in paths]
-    right = [reasoning.answer_of(example) == answer for answer, example in said if answer is not None]
+    answered = [(text, pool[row]) for row, text in paths if reasoning.parse(text, pool[row]) is not None]
+    right = [reasoning.is_right(text, example) for text, example in answered]
     return {"paths": len(paths), "answered": len(right), "right": sum(right)}
 
 

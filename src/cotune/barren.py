@@ -27,7 +27,10 @@ def warning(record: Mapping[str, Any]) -> str:
     told = [_told(name, paths) for name, paths, lessons in sides if _is_barren(paths, lessons)]
     if not told:
         return ""
-    helps = "Longer paths (teach.path_tokens), more preparation (teach.prepare) or a stronger model help"
+    helps = (
+        "Longer paths (teach.path_tokens, teach.max_chars), more preparation (teach.prepare, with public "
+        "rationales) or a stronger model help"
+    )
     return f"{' and '.join(told)}: hardly a lesson came of it. {helps}"
 
 

@@ -15,7 +15,8 @@ from cotune import config as configs
 from cotune import fleet as fleets
 from cotune.build_audits import Scene
 from cotune.build_guards import Keys, Wire, simulated_secret
-from cotune.build_teaching import Around, Rationales, Teaching, teaching
+from cotune.build_teacher import Around, Rationales
+from cotune.build_teaching import Teaching, teaching
 from cotune.checked import Known
 from cotune.config import Config
 from cotune.data import ByTask, Dataset
@@ -34,6 +35,7 @@ from cotune.readers import Readers
 from cotune.records import Adapter, Event, Listener
 from cotune.session import Family, Session
 from cotune.spending import ExampleSpending
+from cotune.teach_settings import TeachConfig
 from cotune.transports.inprocess import InProcess
 
 CHUNK = 4
@@ -189,6 +191,10 @@ def _stage(
     taught = None
     if config.allocator:
         taught = teaching(config, models, dataset, around, is_server=is_server)
+    elif config.teach.model_copy(update={"teacher": None}) != TeachConfig():
+        note(
+            "teach: nothing of it is read without an allocator, but teach.teacher where it writes rationales"
+        )
     rationales = Rationales(config, partial(_llm, config, fleet, dataset, told), around)
     wire = build_guards.wire(config, families.members(config, dataset.clients), out, fleet.num_values, keys)
     common = Surroundings(dataset, out, watch, note, taught, rationales, wire.outbox)

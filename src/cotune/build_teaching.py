@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from cotune import plugins, reasoning
 from cotune.allocation import Allocation, Teacher
+from cotune.build_teacher import Around, Note, remote, writer
 from cotune.config import Config
 from cotune.data import Dataset
 from cotune.errors import ConfigError
 from cotune.lessons import Tutor, with_pace
 from cotune.models.contrast import ContrastConfig
 from cotune.models.learner import Learner
-from cotune.models.path_cache import CachedWriter, PathCache
 from cotune.models.reader import Causal, ModelReader
+from cotune.models.score import context_length
 from cotune.models.tune import TuneJob
 from cotune.models.vectors import Vectors
-from cotune.models.writer import LocalWriter
-from cotune.pool import Allocator, Writer
+from cotune.pool import Allocator
 from cotune.protocols import SLM, State
 from cotune.pupils import Pupils, Rules
-from cotune.records import Adapter, Example, Progress, Sampling, derived_rng
+from cotune.records import Example, Sampling, derived_rng
 from cotune.scrub import Scrubber
 from cotune.shelf import Shelf
+from cotune.teach_settings import TeachConfig
 from cotune.wheels import cache_dir
-
-Note = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +39,6 @@ class Teaching:
     prepare: Callable[[State], State]
 
 
-@dataclass(frozen=True, slots=True)
-class Around:
-    """Where a run lives: its folder, who is told of progress, and who is told in words."""
-
-    out: Path
-    progress: Progress
-    note: Note
-
-
 Models = tuple[Learner | None, Mapping[str, Learner]]
 """The LLM, unless an endpoint stands for it, and the SLM of each family."""
 
@@ -61,15 +49,15 @@ def teaching(
     """What `allocator` and `teach` say, as objects.
 
     Raises:
-        ConfigError: the strategy's clients do not tune what they are sent, there are no public examples, or
-            an endpoint cannot do what is asked of the LLM.
+        ConfigError: there are no public examples, or paths may be so long that no question fits before them.
+        DataError: a public example cannot be asked for a path, or its right answer is not known.
     """
-    pool = dataset.public
+    pool, teach = dataset.public, config.teach
     if not pool:
         raise ConfigError(
             "allocator: there are no public examples to teach with. Set public_rows of a source above 0."
         )
-    teach = config.teach
+    _check(pool, teach, models, around.note)
     sampling = Sampling(teach.path_tokens, teach.temperature, 1.0, config.seed, reasoning.STOP)
     rules = Rules(teach.guard, teach.probe, sampling, teach.max_chars, teach.private_paths)
     allocator, (llm, slms) = _allocator(config), models
@@ -82,7 +70,7 @@ def teaching(
         name: Pupils(
             _tutor(config, SLM, slm, pool, around),
             allocator,
-            _writer(slm, around),
+            writer(slm, around),
             _reader(config, slm, around),
             Scrubber(teach.scrub, teach.max_chars),
             Shelf(around.out / "clients"),
@@ -94,61 +82,43 @@ def teaching(
     prepare = partial(_prepared, config, models, pool)
     if not is_server:
         return Teaching(None, pupils, prepare)
-    teacher = _local(config, llm, pool, around) if llm else _remote(config, around)
+    teacher = _local(config, llm, pool, around) if llm else remote(config, around, teach.guard)
     allocation = Allocation(teacher, allocator, pool, Shelf(around.out / "server"), rules)
     return Teaching(allocation, pupils, prepare)
+
+
+def _check(pool: Sequence[Example], teach: TeachConfig, models: Models, note: Note) -> None:
+    """See what cannot work before anything is written or trained."""
+    prompts = [reasoning.path_prompt(example) for example in pool]
+    for example in pool:
+        reasoning.answer_of(example)
+    llm, slms = models
+    for learner in [*([llm] if llm else []), *slms.values()]:
+        whole = context_length(learner.lm)
+        heads = [head for head, _ in learner.lm.encode_pairs([(prompt, "") for prompt in prompts])]
+        longest = max(map(len, heads))
+        if teach.path_tokens >= whole:
+            raise ConfigError(
+                f"teach.path_tokens: got {teach.path_tokens}; {learner.name} reads {whole} tokens at most, "
+                f"the question included. Expected {max(1, whole - longest)} or less."
+            )
+        num_cut = sum(len(head) > whole - teach.path_tokens for head in heads)
+        if num_cut:
+            note(
+                f"teach.path_tokens: {num_cut} of {len(pool)} public questions lose their start, for "
+                f"{learner.name} reads {whole} tokens at most; shorter paths leave more room"
+            )
+    has_any = any(example.rationale.strip() for example in pool)
+    if (teach.prepare or teach.slm_prepare) and not has_any:
+        note(
+            "teach.prepare: no public row has a rationale, so nobody is prepared; take a source that has them"
+        )
 
 
 def _local(config: Config, llm: Learner, pool: Sequence[Example], around: Around) -> Teacher:
     """The LLM of this process, which learns too."""
     tutor = _tutor(config, "llm", llm, pool, around)
-    return Teacher(_writer(llm, around), tutor, _reader(config, llm, around))
-
-
-@dataclass
-class Rationales:
-    """Who writes rationales where nothing is traded: the endpoint that is named, else the LLM as it is.
-
-    It is made when it is first asked for, and once. `load`: loads the LLM.
-    """
-
-    config: Config
-    load: Callable[[], Learner]
-    around: Around
-    _found: Teacher | None = None
-    _llm: Learner | None = None
-
-    def __call__(self) -> Writer:
-        """The writer."""
-        if self._found is None and self.config.teach.teacher:
-            self._found = _remote(self.config, self.around)
-        elif self._found is None:
-            self._llm = self.load()
-            self._found = Teacher(_writer(self._llm, self.around), None, None, self._llm.name)
-        return self._found.writer(None)
-
-    def describe(self) -> dict[str, Any]:
-        """For results.json: the model, and what an endpoint has answered since the run was last started."""
-        if self._found is None:
-            return {}
-        own = {"fingerprint": self._llm.lm.fingerprint} if self._llm else {}
-        return {"teacher": {"model": self._found.model, **own, **self._found.spent()}}
-
-
-def _remote(config: Config, around: Around) -> Teacher:
-    """An endpoint, which only writes."""
-    from cotune.models.endpoint import EndpointWriter
-
-    assert config.teach.teacher is not None
-    makes_sense = reasoning.has_answer if config.teach.guard else bool  # unguarded, any text teaches
-    endpoint = EndpointWriter(config.teach.teacher, makes_sense=makes_sense)
-    cached = CachedWriter(endpoint, PathCache(cache_dir() / "paths.sqlite", around.note), around.progress)
-
-    def spent() -> dict[str, float | None]:
-        usage = asdict(endpoint.usage)
-        return {**{name.removeprefix("num_"): count for name, count in usage.items()}, "cost": endpoint.cost}
-
-    return Teacher(lambda _: cached, None, None, config.teach.teacher.model, spent)
+    return Teacher(writer(llm, around), tutor, _reader(config, llm, around))
 
 
 def _allocator(config: Config) -> Allocator:
@@ -174,13 +144,6 @@ def _reader(config: Config, learner: Learner, around: Around) -> ModelReader:
     vectors = Vectors(cache_dir() / "features.sqlite", around.note)
     causal = Causal(learner.lm, learner.stack, learner.lm.fingerprint)
     return ModelReader(causal, config.runtime.score_tokens, vectors, partial(around.progress, "reading"))
-
-
-def _writer(learner: Learner, around: Around) -> Callable[[Adapter | None], Writer]:
-    cache = PathCache(cache_dir() / "paths.sqlite", around.note)
-    return lambda adapter: CachedWriter(
-        LocalWriter(learner.lm, learner.stack, adapter), cache, around.progress
-    )
 
 
 def _prepared(config: Config, models: Models, pool: Sequence[Example], state: State) -> State:

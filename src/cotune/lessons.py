@@ -21,6 +21,7 @@ from cotune.models.contrast import (
     Contrasted,
     ContrastJob,
     Pair,
+    Sums,
     contrast,
     informative,
     reference_sums,
@@ -29,9 +30,9 @@ from cotune.models.learner import Learner
 from cotune.models.vectors import Vectors
 from cotune.pool import Trained
 from cotune.records import DELIMITER, Adapter, Example, adapter_digest
+from cotune.rewards import preference
 
 Floats = npt.NDArray[np.float64]
-Sums = tuple[Floats, Floats]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ class Tutor:
             return []
         now, then = self._read(adapter, self._pairs(course.probe)), self.sums(course.reference, course.probe)
         margins = (now[0] - then[0]) - (now[1] - then[1])
-        return [float(np.mean(1.0 / (1.0 + np.exp(-np.clip(self.config.beta * margins, -500, 500)))))]
+        return [float(np.mean(preference(margins, self.config.beta)))]
 
     def _read(self, adapter: Adapter, pairs: Sequence[Pair]) -> Sums:
         learner = self.learner

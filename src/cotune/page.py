@@ -354,6 +354,20 @@ def _cut(text: str) -> str:
     return text if len(text) <= TEXT_AT_MOST else text[:TEXT_AT_MOST] + " \N{HORIZONTAL ELLIPSIS}"
 
 
+def _written_by(teacher: Record) -> str | None:
+    """Who wrote rationales, and what an endpoint took for them."""
+    if not teacher:
+        return None
+    wrote = number(teacher.get("tokens_out"))
+    used = (
+        ""
+        if wrote is None
+        else f", {wrote:,.0f} tokens in {number(teacher.get('answers')) or 0:,.0f} answers"
+    )
+    cost = number(teacher.get("cost"))
+    return f"written by {teacher.get('model')}{used}{'' if cost is None else f', cost {cost:,.4f}'}"
+
+
 def _facts(results: Record) -> list[tuple[str, str]]:
     """What a reader needs to repeat the run, as pairs of name and value."""
     data = mapping(results.get("data"))
@@ -368,6 +382,7 @@ def _facts(results: Record) -> list[tuple[str, str]]:
             for name in ("strategy", "rounds", "seed", "fingerprint", "commit", "device")
         ),
         ("examples", sets),
+        ("rationales", _written_by(mapping(results.get("teacher")))),
         ("peak memory", amount(memory) if memory else None),
         *versions,
     ]

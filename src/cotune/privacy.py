@@ -52,7 +52,7 @@ CROSSED: Mapping[str, str] = {
     "select/propose": "centres of groups of private examples (selection)",
     "select/share": "sums over private examples that selection scores by",
     "select/pick": "how many examples each client has and chooses",
-    "teach/choose": "which public examples each client asks for, and its losses on them",
+    "teach/choose": "which public examples each client asks for, and with loss_gap its losses on all of them",
     "teach/exchange": "reasoning paths that clients write",
     "teach/learn": "sums of what lessons were worth to clients",
     "evaluate": "each client's scores on its held-out examples",

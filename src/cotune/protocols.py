@@ -337,5 +337,6 @@ class Parts:
     public: Sequence[Example]
     num_families: int = 1
     note: Callable[[str], None] = lambda _: None
-    teacher: Callable[[], Writer] | None = None
-    """Who writes rationales: the LLM, loaded when it is first asked for, or an endpoint."""
+    teacher: Callable[[bool], Writer] | None = None
+    """Who writes rationales: the LLM, loaded when it is first asked for, or an endpoint. It is told whether
+    its texts must end on an answer; of an endpoint that then gives none, no text is kept."""

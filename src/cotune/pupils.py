@@ -44,6 +44,12 @@ from cotune.shelf import Shelf
 SERVER = "server"
 RECORDED = ("rows", "batches", "margins", "log_probs", "probe")
 """The arrays of a `Trained`."""
+UNTAUGHT = Trained(*(np.zeros(0, dtype) for dtype in (np.int64, np.int64, *[np.float64] * 3)))
+TOLD = ("loss", "pairs", "tokens", "cut")
+"""What a client's sums say of its lessons: 0 without any, for masked sums must have the same names."""
+OF_A_ROUND = ("start", "chosen", "lessons", "trained", "memory")
+"""What a party keeps anew in each round; of older rounds than `KEPT` nothing is asked."""
+KEPT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,7 @@ class Pupils:
         courses = [self._course(start, client) for start, client in zip(starts, clients, strict=True)]
         done = self.tutor.teach(courses)
         for client, taught in zip(clients, done, strict=True):
-            facts = {"loss": taught.loss, "pairs": taught.pairs, "tokens": taught.tokens, "cut": taught.cut}
+            facts = {name: getattr(taught, name) for name in TOLD}
             for trained in taught.trained.values():
                 self.shelf.put(client.id, "trained", client.round.index, facts, trained_arrays(trained))
         return [taught.adapter for taught in done]
@@ -168,14 +174,15 @@ class Pupils:
         """The filter learns what this round's items were worth; only sums over items are told."""
         index = client.round.index
         kept = self.shelf.get(client.id, "trained", index)
-        if kept is None:
-            return Reply(sums={"clients": 1.0, "pairs": 0.0})
-        trained = trained_of(kept)
-        memory = self.allocator.learn(self._view(client, None), self._memory(client), trained)
-        self.shelf.put(client.id, "memory", index, {}, memory)
-        chosen = self.shelf.get(client.id, "chosen", index)
-        scores = chosen.arrays["scores"] if chosen else np.zeros(0)
-        facts = {name: float(kept.facts[name]) for name in ("loss", "pairs", "tokens", "cut")}
+        facts, trained, scores = dict.fromkeys(TOLD, 0.0), UNTAUGHT, np.zeros(0)
+        if kept is not None:
+            facts, trained = {name: float(kept.facts[name]) for name in TOLD}, trained_of(kept)
+            memory = self.allocator.learn(self._view(client, None), self._memory(client), trained)
+            self.shelf.put(client.id, "memory", index, {}, memory)
+            chosen = self.shelf.get(client.id, "chosen", index)
+            scores = chosen.arrays["scores"] if chosen else scores
+        for name in OF_A_ROUND:
+            self.shelf.trim(client.id, name, KEPT)
         return Reply(sums={"clients": 1.0, **facts, **promise_kept(scores, trained)})
 
     def _course(self, start: Adapter, client: Client) -> Course:
@@ -251,8 +258,11 @@ class Pupils:
 
 
 def _paths(client: Client) -> tuple[Example, ...]:
-    """The client's examples as texts that reason, where they have a rationale."""
-    return tuple(_on_path(one) for one in client.examples if one.rationale.strip())
+    """The client's examples as texts that reason, where they have a rationale and are no such text yet."""
+    reasoned = [(one, _on_path(one)) for one in client.examples if one.rationale.strip()]
+    return tuple(
+        path for one, path in reasoned if (path.prompt, path.completion) != (one.prompt, one.completion)
+    )
 
 
 def _on_path(example: Example) -> Example:

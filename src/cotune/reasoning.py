@@ -38,7 +38,7 @@ _FREE_ENDING = f"{_ASKS}the answer alone.\nReasoning:"
 
 _MARKER = re.compile(r"final[ \t]+answer[ \t]*:", re.IGNORECASE)
 _LETTER = re.compile(r"[ (\[{*_\"'`$]*([A-Za-z])(?![^\W_]|['\u2019]\w)(.*)")
-_CLOSES = (")", "]", "}", ".", ":", "*", "_", '"', "'", "`", "$", " - ")
+_CLOSES = (")", "]", "}", ".", ":", "!", "*", "_", '"', "'", "`", "$", " - ")
 _GOES_ON = (". ", " because ", ", because ")
 """What may follow the text of a choice that is explained in the same line."""
 _DIGITS = r"(?P<whole>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+|(?=\.[0-9]))(?P<decimals>\.[0-9]+)?"
@@ -114,7 +114,8 @@ def parse(text: str, example: Example) -> str | None:
     (`B`, `b.`, `(B) because ...`) or else a choice word by word, alone or explained (`ice, because ...`);
     returned is the text of the choice. Without:
     where the right answer is a number, the first number (the one after `=` if there is one) without currency,
-    unit, thousands commas and trailing zeros; else the line in lower case without dots or quotes around it.
+    unit, thousands commas and trailing zeros; else the line in lower case without closing signs or quotes
+    around it.
 
     Raises:
         DataError: there are no choices and no right answer that tells a number from a text.
@@ -131,12 +132,14 @@ def parse(text: str, example: Example) -> str | None:
 
 
 def is_right(text: str, example: Example) -> bool:
-    """Whether a path ends on the right answer. Choices that read the same are the same answer.
+    """Whether a path ends on the right answer. Choices that read the same (but for case, blanks and what
+    stands around them) are the same answer.
 
     Raises:
         DataError: the example's right answer is not known.
     """
-    return parse(text, example) == answer_of(example)
+    said, right = parse(text, example), answer_of(example)
+    return said == right or (bool(example.choices) and said is not None and _same(said, right))
 
 
 def has_answer(text: str) -> bool:
@@ -201,9 +204,9 @@ def _shown(completion: str) -> str:
 
 
 def _line(said: str) -> str:
-    """The first line, blanks made single, with a plain minus sign and without quotes or last dots."""
+    """The first line, blanks made single, with a plain minus sign and without quotes or closing signs."""
     first = next(iter(said.strip().splitlines()), "")
-    return " ".join(first.replace("\u2212", "-").split()).strip(" *`\"'").rstrip(" .*`\"'")
+    return " ".join(first.replace("\u2212", "-").split()).strip(" *`\"'").rstrip(" .,;!*`\"'")
 
 
 def _canonical(number: re.Match[str]) -> str:

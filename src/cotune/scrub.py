@@ -110,16 +110,22 @@ class Scrubber:
             text = found
 
     def _cut(self, text: str, counts: Counter[str]) -> str:
-        """Without its middle if it is too long; placeholders stay whole or go."""
-        if len(text) <= self.max_chars:
-            return text
-        room = self.max_chars - len(CUT)
-        head, tail = room - room // 4, len(text) - room // 4
-        for found in _PLACEHOLDER.finditer(text):
-            head = found.start() if found.start() < head < found.end() else head
-            tail = found.end() if found.start() < tail < found.end() else tail
-        counts["cut"] = 1
-        return text[:head] + CUT + text[tail:]
+        found = shortened(text, self.max_chars)
+        if found != text:
+            counts["cut"] = 1
+        return found
+
+
+def shortened(text: str, max_chars: int) -> str:
+    """Without its middle if it is longer than `max_chars`; placeholders stay whole or go."""
+    if len(text) <= max_chars:
+        return text
+    room = max_chars - len(CUT)
+    head, tail = room - room // 4, len(text) - room // 4
+    for found in _PLACEHOLDER.finditer(text):
+        head = found.start() if found.start() < head < found.end() else head
+        tail = found.end() if found.start() < tail < found.end() else tail
+    return text[:head] + CUT + text[tail:]
 
 
 def _replaced(rule: _Rule, text: str, counts: Counter[str]) -> str:

@@ -9,6 +9,7 @@ import tiny
 from chat_server import HANG_UP, answer, serving
 from cotune import cli, config, report
 from cotune.errors import ConfigError, RunError
+from cotune.federation import Federation
 
 pytest.importorskip("httpx2", reason="needs the extra `endpoint`: pip install 'cotune[endpoint]'")
 
@@ -154,6 +155,19 @@ def test_some_answers_without_a_text_teach_nobody(small, tmp_path):
     assert paths["cut"] == 0  # no longer path would help
 
 
+def test_a_path_that_is_too_long_keeps_its_answer(small, tmp_path):
+    def script(prompt, nth):
+        said = right(prompt, nth)[1]["choices"][0]["message"]["content"]
+        return answer(prompt, content="Reasons, and more of them. " * 99 + said)
+
+    with serving(script) as server:
+        tiny.run(small, tmp_path, rounds=1, **options(server.url, guard=True))
+    line = report.read_rounds(tmp_path)[1]["teaching"]
+    assert line["llm_paths"] == {"paths": 12, "answered": 12, "right": 12, "cut": 12}
+    assert line["slm"]["pairs"] > 0
+    assert line["payload_bytes"] <= sum(map(len, line["wanted"].values())) * 2008
+
+
 def test_wrong_answers_teach_nobody_under_the_guard(small, tmp_path):
     tiny.run(small, tmp_path / "plain", rounds=1, strategy="fedavg")
     with serving(lambda prompt, nth: answer(prompt, content="Final answer: I like trains.")) as server:
@@ -221,6 +235,45 @@ def test_step_by_step_asks_it_once_before_clients_train_and_tells_what_it_took(s
     assert sum(server.asked.values()) == 12
     assert found["teacher"]["model"] == "big"
     assert (found["teacher"]["answers"], found["teacher"]["tokens_out"]) == (12, 36)
+    (tmp_path / "up" / "config.yaml").write_text("seed: 3", encoding="utf-8")
+    assert "written by big, 36 tokens in 12 answers" in report.render(tmp_path / "up").read_text("utf-8")
+
+
+def test_who_wrote_rationales_is_known_after_a_resume(small, tmp_path, monkeypatch):
+    """Also what it took, when every text was there already."""
+    how = {"name": "step_by_step", "rationales": "teacher"}
+    gather, calls = Federation.gather, []
+
+    def stop(verbs, *args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return gather(verbs, *args)
+
+    with serving(right) as server:
+        asked = options(server.url, price_out=2.0) | {"strategy": how, "allocator": None}
+        with monkeypatch.context() as patched:
+            patched.setattr(Federation, "gather", stop)
+            with pytest.raises(KeyboardInterrupt):
+                tiny.run(small, tmp_path / "run", **asked)
+        assert len(report.read_rounds(tmp_path / "run")) == 2
+        found = tiny.run(small, tmp_path / "run", **asked)
+    told = found["teacher"]
+    assert (told["model"], told["answers"], told["tokens_out"]) == ("big", 12, 36)
+    assert told["cost"] == pytest.approx(72e-6)
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_rationales_without_an_answer_are_for_the_strategy_to_judge(small, tmp_path, guard):
+    how = {"name": "step_by_step", "rationales": "teacher", "guard": guard}
+    with serving(lambda prompt, nth: answer(prompt, content="I like trains.")) as server:
+        asked = options(server.url, guard=not guard) | {"strategy": how, "allocator": None}
+        try:
+            said = tiny.run(small, tmp_path, rounds=1, **asked)["status"]
+        except RunError as error:
+            said = str(error)
+    assert ("none of its 12 texts ends on an answer" in said) == guard
+    assert guard or said == "done"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from cotune import allocation, build, config, plugins, pupils, report, session
 from cotune.data import Dataset
-from cotune.errors import ConfigError
+from cotune.errors import ConfigError, DataError
 from cotune.lessons import Tutor
 from cotune.models.learner import Learner
 from cotune.pool_view import mean_losses
@@ -361,3 +361,49 @@ def test_there_must_be_public_examples(small, tmp_path):
     source = tiny.raw_config(small)["data"]["sources"][0]
     with pytest.raises(ConfigError, match="Set public_rows of a source above 0"):
         tiny.ready(small, tmp_path, data__sources=[{**source, "public_rows": 0}], allocator="lada")
+
+
+def test_of_past_rounds_little_is_kept(small, tmp_path):
+    tiny.run(small, tmp_path, rounds=5, allocator="lada", teach=TEACH, data__sources=few(small))
+    for name in ("start", "chosen", "lessons"):
+        rounds = {path.stem for path in kept(tmp_path / "clients", name)}
+        assert rounds == {"000003", "000004", "000005"}
+    for owners, name in (("clients", "trained"), ("clients", "memory"), ("server", "memory")):
+        files = kept(tmp_path / owners, name)  # a round without lessons has none of them
+        assert 0 < len(files) <= 3 * len({path.parent for path in files})
+
+
+def test_a_task_whose_answers_are_paths_is_not_tuned_on_twice(small, tmp_path):
+    rows = [
+        {"question": row["question"], "answer": str(number), "rationale": f"It is {number}."}
+        for number, row in enumerate(tiny.rows("places", 30))
+    ]
+    source = {"task": "short_answer", "train_rows": 12, "public_rows": 6, "test_rows": 6}
+    source["data"] = str(tiny.write_rows(tmp_path / "rows.jsonl", rows))
+    options = {"rounds": 1, "data__sources": [source], "strategy": "fedavg"}
+    tiny.run(small, tmp_path / "plain", **options)
+    tiny.run(small, tmp_path / "on", allocator="everything", teach={**TEACH, "epochs": 0}, **options)
+    assert tiny.adapter_bytes(tmp_path / "plain") == tiny.adapter_bytes(tmp_path / "on")
+
+
+def test_what_cannot_teach_is_told_before_anything_is_trained(small, tmp_path):
+    def said(**changes):
+        notes = []
+        made = config.from_dict(tiny.raw_config(small, **changes))
+        build.session(made, tmp_path, lambda _: None, notes.append)
+        return " ".join(notes)
+
+    taught = {"allocator": "random"}
+    assert "teach.prepare: no public row has a rationale" in said(**taught, teach={"prepare": 1})
+    assert "no public row" not in said(**taught)
+    assert "questions lose their start" in said(**taught, teach={"path_tokens": 510})
+    with pytest.raises(ConfigError, match=r"teach\.path_tokens: got 512; .* reads 512 tokens at most"):
+        said(**taught, teach={"path_tokens": 512})
+    assert "teach: nothing of it is read" in said(teach={"prepare": 1})
+    assert "nothing of it" not in said()
+    places = tiny.rows("places", 30)
+    many = [{**row, "choices": [f"choice {i}" for i in range(27)], "answer_idx": 3} for row in places]
+    source = {"task": "multiple_choice", "train_rows": 12, "public_rows": 6, "test_rows": 6}
+    source["data"] = str(tiny.write_rows(tmp_path / "many.jsonl", many))
+    with pytest.raises(DataError, match="27 choices"):
+        said(**taught, data__sources=[source])

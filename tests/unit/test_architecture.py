@@ -25,6 +25,7 @@ LAYERS = (
     ("deploy", "deploy_party"),
     ("build", "coreset", "audit"),
     ("build_audits", "build_guards", "build_teaching", "fleet"),
+    ("build_teacher",),
     ("places", "subject"),
     ("readers", "families", "misfits"),
     ("live", "progress", "report", "page", "map", "waiting"),

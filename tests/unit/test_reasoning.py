@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import time
 
@@ -153,6 +154,9 @@ def test_choices_that_read_the_same_are_the_same_answer() -> None:
     twice = Example(id="x", prompt="Which?", completion=" bridge", choices=("bridge", "bridge"), answer_idx=1)
     assert written("", twice) == " Final answer: bridge"
     assert is_right(f"{MARKER} A", twice)
+    cased = dataclasses.replace(twice, choices=("Ice", " ice", "sand"), answer_idx=1)
+    assert all(is_right(f"{MARKER} {said}", cased) for said in ("A", "b", "ice", "Ice!", "ICE;"))
+    assert not is_right(f"{MARKER} sand!", cased)
 
 
 def test_a_letter_goes_before_a_choice_that_is_a_letter_itself() -> None:

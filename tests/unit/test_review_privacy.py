@@ -10,13 +10,14 @@ import pytest
 
 import masking
 import tiny
-from cotune import build, config, outbox, outcomes, report, session
+from cotune import build, config, outbox, outcomes, pupils, report, session
 from cotune.cohorts import Asked
 from cotune.errors import ConfigError, WireError
 from cotune.example_privacy import PrivateConfig, epsilon, sampling
 from cotune.federation import _messages as messages_of
 from cotune.host import Hosts
 from cotune.identity_keys import simulated_identity, simulated_registry
+from cotune.lessons import usable
 from cotune.privacy_section import privacy_values
 from cotune.records import Message, Round, refusal
 from cotune.spending import ExampleSpending
@@ -127,19 +128,31 @@ def test_lessons_are_added_up_over_all_families():
     assert asked("tune", 1, "ann") == ("ann", "bob")
 
 
-def test_lessons_under_masks_of_two_families(small, tmp_path):
-    tiny.run(
+@pytest.mark.parametrize("untaught", [0, 1, 3])
+def test_lessons_under_masks_of_two_families(small, tmp_path, monkeypatch, untaught):
+    """A masked sum has the names that most clients send, so one without lessons must send them too."""
+    calls = []
+
+    def some(lessons, pool, guard):
+        calls.append(usable(lessons, pool, guard))
+        return calls[-1] if len(calls) > untaught else []
+
+    monkeypatch.setattr(pupils, "usable", some)
+    found = tiny.run(
         small,
         tmp_path / "run",
         strategy="fedavg",
         rounds=1,
         aggregator="secure_sum",
-        allocator="loss_gap",
-        teach={"path_tokens": 6, "probe": 2},
+        allocator="everything",
+        teach={"path_tokens": 6, "guard": False},
         data__partition={"name": "iid", "clients": 4},
         families=[{"name": "b", "model": str(small / "slm"), "clients": 2}],
     )
-    assert report.read_rounds(tmp_path / "run")[1]["teaching"]["slm"]["clients"] == 4
+    told = report.read_rounds(tmp_path / "run")[1]["teaching"]["slm"]
+    assert found["failures"] == 0
+    assert told["clients"] == 4
+    assert told["pairs"] == sum(map(len, calls[untaught:])) > 0
 
 
 @pytest.mark.parametrize("client", ["client-1", "client-3"])

@@ -41,7 +41,11 @@ class Config(PluginConfig):
         1.0, ge=0, le=1, description="share of an item's own part in its reward; the rest is its batch's"
     )
     lambda_explore: float = Field(0.1, ge=0, description="weight of the network that learns what is missed")
-    beta: float | None = Field(None, gt=0, description="of the preference loss; null: teach.beta")
+    beta: float | None = Field(
+        None,
+        gt=0,
+        description="of the preference loss, where a batch is judged on its items; null: teach.beta",
+    )
     epochs: int = Field(10, gt=0, description="passes over all records, after each round")
     threshold: float | None = Field(
         None,

@@ -26,7 +26,7 @@ class Config(PluginConfig):
     """Options of uncertainty."""
 
     keep: float = Field(0.3, gt=0, le=1, description="share of the pool")
-    count: int = Field(5, gt=0, description="how often the model tries each item")
+    count: int = Field(5, gt=1, description="how often the model tries each item")
 
 
 class Uncertainty:

@@ -7,7 +7,6 @@ compared are joint probabilities of whole paths.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,8 +35,3 @@ def loss(trained: Sums, reference: Sums, beta: float = 0.1) -> Tensor:
         beta: how fast a margin counts as learned; small ones let the model move far from its reference.
     """
     return -F.logsigmoid(beta * margin(trained, reference))
-
-
-def probability(losses: Tensor) -> Tensor:
-    """exp(-loss) = sigmoid(beta z) of each pair, [pairs]: how likely the preferred path wins; LaDa's p_i."""
-    return torch.exp(-losses)

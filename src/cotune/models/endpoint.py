@@ -138,8 +138,9 @@ class EndpointWriter:
         if troubles:
             raise troubles[0]
         if held is not None:
+            num_empty = sum(not one.text for one in held.values())
             raise RunError(
-                f"{self._where}: none of its {len(held)} texts ends on an answer, and {self.usage.num_empty} "
+                f"{self._where}: none of its {len(held)} texts ends on an answer, and {num_empty} "
                 "are empty. See what it says to such a question, and that it may say enough (path_tokens)"
             )
         return [found[row] for row in range(len(prompts))]

@@ -132,7 +132,7 @@ class StepByStep:
         verbs.progress("write", 0, len(self.public))
         prompts = [reasoning.path_prompt(example) for example in self.public]
         sampling = Sampling(self.config.path_tokens, seed=round.seed, stop=reasoning.STOP)
-        written = self.teacher().write(prompts, sampling)
+        written = self.teacher(self.config.guard).write(prompts, sampling)
         return [
             replace(example, rationale=self._usable(path.text, example))
             for path, example in zip(written, self.public, strict=True)

@@ -63,7 +63,7 @@ def slm() -> Learner:
 
 def played(slm, public, scribe=None, verbs=None, rounds=(1,), **options):
     """The SLM's arrays after some rounds on the server, and the last round's losses."""
-    teacher = (lambda: scribe) if scribe else None
+    teacher = (lambda guard: scribe) if scribe else None
     strategy = build(Config(**options), Parts({"slm": slm}, public, teacher=teacher))
     state, losses = strategy.init(3), {}
     for index in rounds:
@@ -191,8 +191,8 @@ def test_the_teacher_is_asked_for_paths_once_in_a_run(slm):
     scribe, verbs = Scribe([right(e) for e in PUBLIC]), Heard()
     loaded = []
 
-    def teacher():
-        loaded.append(scribe)
+    def teacher(guard):
+        loaded.append(guard)
         return scribe
 
     config = Config(rationales="teacher", path_tokens=30)
@@ -201,7 +201,7 @@ def test_the_teacher_is_asked_for_paths_once_in_a_run(slm):
     state = strategy.init(3)
     for index in (1, 2):
         state, _ = strategy.server_round(state, replace(FIRST, index=index), verbs)
-    assert len(loaded) == 1
+    assert loaded == [True]
     [(prompts, sampling)] = scribe.asked
     assert prompts == [reasoning.path_prompt(e) for e in PUBLIC]
     assert (sampling.max_new_tokens, sampling.temperature, sampling.stop) == (30, 0.0, reasoning.STOP)
@@ -252,5 +252,5 @@ def test_a_teacher_who_is_never_right_leaves_labels_alone_or_nothing(slm):
 
 def test_public_examples_keep_the_question_and_label_that_evaluation_uses(slm):
     scribe = Scribe([right(e) for e in PUBLIC])
-    strategy = build(Config(rationales="teacher"), Parts({"slm": slm}, BARE, teacher=lambda: scribe))
+    strategy = build(Config(rationales="teacher"), Parts({"slm": slm}, BARE, teacher=lambda guard: scribe))
     assert strategy.reasoned(FIRST, Heard()) == list(PUBLIC)
