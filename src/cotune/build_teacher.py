@@ -42,7 +42,7 @@ def writer(learner: Learner, around: Around) -> Callable[[Adapter | None], Write
     )
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Rationales:
     """Who writes rationales where nothing is traded: the endpoint that is named, else the LLM as it is.
 
