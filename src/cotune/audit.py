@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from cotune.examined import BASELINE, REFERENCE, STUDENT, UNRELATED
 from cotune.models import endpoint
 from cotune.models.in_turn import InTurn, local
 from cotune.models.lora import WEIGHTS
-from cotune.records import Progress
+from cotune.records import Note, Progress
 from cotune.report import plain
 from cotune.subject import ModelSubject, appoint, identity, label, refuse_partial
 
@@ -28,7 +28,6 @@ RESULTS, QUESTION = "audit.json", "question.json"
 UNTUNED = "untuned"
 """As a baseline: the student without its adapter."""
 ROLES = (STUDENT, REFERENCE, BASELINE, UNRELATED)
-Note = Callable[[str], None]
 Model = str | EndpointSettings
 
 

@@ -23,7 +23,7 @@ from cotune.data import ByTask, Dataset
 from cotune.errors import ConfigError
 from cotune.evaluate import answers, summary
 from cotune.federation import Federation
-from cotune.fleet import Fleet, Note
+from cotune.fleet import Fleet
 from cotune.host import SECURE, TEACH, Evaluator, Host, Hosts, Store
 from cotune.models import endpoint, zoo
 from cotune.models.learner import Learner
@@ -32,7 +32,7 @@ from cotune.outbox import Outbox
 from cotune.parties import Parties, Party, own_secret
 from cotune.protocols import SLM, TUNE, Parts, Selector, SelectorParts, Transport
 from cotune.readers import Readers
-from cotune.records import Adapter, Event, Listener
+from cotune.records import Adapter, Event, Listener, Note
 from cotune.session import Family, Session
 from cotune.spending import ExampleSpending
 from cotune.teach_settings import TeachConfig

@@ -19,10 +19,9 @@ from cotune.models import endpoint
 from cotune.models.in_turn import InTurn, Loaded, Local, local
 from cotune.observing import Observing, Overheard
 from cotune.protocols import SLM, Reader, State
-from cotune.records import Progress, silent
+from cotune.records import Note, Progress, silent
 from cotune.subject import ModelSubject, SentenceEncoder, appoint, identity, label, refuse_partial
 
-Note = Callable[[str], None]
 CANARY = "canary"
 HELPERS = ("judge", "mutator")
 """They are asked, and not under audit."""

@@ -15,11 +15,9 @@ from cotune.models.path_cache import CachedWriter, PathCache
 from cotune.models.writer import LocalWriter
 from cotune.pool import Writer
 from cotune.pupils import SERVER
-from cotune.records import Adapter, Keep, Progress, Sampling, Written
+from cotune.records import Adapter, Keep, Note, Progress, Sampling, Written
 from cotune.shelf import Shelf
 from cotune.wheels import cache_dir
-
-Note = Callable[[str], None]
 
 RATIONALES = "rationales"
 """Under this name the server keeps who wrote them."""

@@ -8,7 +8,7 @@ from functools import partial
 
 from cotune import plugins, reasoning
 from cotune.allocation import Allocation, Teacher
-from cotune.build_teacher import Around, Note, remote, writer
+from cotune.build_teacher import Around, remote, writer
 from cotune.config import Config
 from cotune.data import Dataset
 from cotune.errors import ConfigError
@@ -22,7 +22,7 @@ from cotune.models.vectors import Vectors
 from cotune.pool import Allocator
 from cotune.protocols import SLM, State
 from cotune.pupils import Pupils, Rules
-from cotune.records import Example, Sampling, derived_rng
+from cotune.records import Example, Note, Sampling, derived_rng
 from cotune.scrub import Scrubber
 from cotune.shelf import Shelf
 from cotune.teach_settings import TeachConfig

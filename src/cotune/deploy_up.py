@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from cotune.deploy_party import GRACE, OUTCOME, read_outcome
 from cotune.errors import ConfigError, CotuneError, Interrupted, RunError, UserError
 from cotune.guarded import SERVER
 from cotune.parties import Party
+from cotune.records import Note
 
 READY_S = 120.0
 """Longest wait for the server to answer on its port."""
 LOOK = 0.5
-Note = Callable[[str], None]
 
 
 def up(folder: Path, note: Note = lambda _: None) -> Path:

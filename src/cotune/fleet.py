@@ -20,11 +20,9 @@ from cotune.models.lora import LoraStack, save_peft
 from cotune.models.shrink import shrink
 from cotune.models.tune import Tick
 from cotune.protocols import SLM, State
-from cotune.records import Example
+from cotune.records import Example, Note
 from cotune.wheels import cache_dir
 
-Note = Callable[[str], None]
-"""Told what is being prepared."""
 SHRINK_TEXTS = 32
 """Public examples on which the layers' influence is measured."""
 

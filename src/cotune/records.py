@@ -224,6 +224,8 @@ class Event:
 Listener = Callable[[Event], None]
 Progress = Callable[[str, int, int], None]
 """Told what is being done (reading, grouping, ...), how much of it is done, and of how much."""
+Note = Callable[[str], None]
+"""Told something in words, for the user."""
 
 
 def silent(_what: str, _done: int, _total: int) -> None:

@@ -21,7 +21,7 @@ from cotune.models.score_cache import ScoreCache, Sums
 from cotune.models.writer import LocalWriter
 from cotune.pool import Writer
 from cotune.readers import Readers
-from cotune.records import Array, Keep, Progress, Sampling, Written, silent
+from cotune.records import Array, Keep, Note, Progress, Sampling, Written, silent
 from cotune.wheels import cache_dir
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 ENCODER = "all-MiniLM-L6-v2"
 """Sentence encoder behind `embed`; Reimers and Gurevych 2019."""
-
-Note = Callable[[str], None]
 
 
 @dataclass(slots=True)

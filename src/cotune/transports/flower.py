@@ -45,7 +45,7 @@ from cotune.codec import encode
 from cotune.envelope import Envelope, Head, seal, unseal
 from cotune.errors import RunError, WireError
 from cotune.guarded import SERVER
-from cotune.records import Message
+from cotune.records import Message, Note
 from cotune.remote import (
     CRASHED,
     CRASHES,
@@ -71,7 +71,6 @@ LOOK = 1.0
 """Seconds between two looks at who is connected."""
 MOST_TRIES = 3
 """How often one message is sent to a client that lost it."""
-Note = Callable[[str], None]
 
 
 class Grid(Protocol):
