@@ -102,11 +102,8 @@ def one_run(made: configs.Config, folder: Path, first: Path) -> None:
     found: dict[str, Any] = {**scores(folder), "taught": taught(report.read_rounds(folder), own)}
     models = report.read_results(folder)["models"]
     for role, about in ((role, models[role]) for role in ("llm", "slm") if role in found):
-        place = zoo.resolve(about["model"])
-        lm = causal_lm.load(place, zoo.fingerprint(place))
-        targets = (made.llm if role == "llm" else made.slm).lora.targets
-        mounted(lm, folder / "adapters" / role, targets)
-        found[role]["accuracy"] = by_choice(lm, ready.dataset.test)
+        saved, targets = folder / "adapters" / role, getattr(made, role).lora.targets
+        found[role]["accuracy"] = by_choice(about["model"], saved, targets, ready.dataset.test)
     (folder / "table.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
 
@@ -159,14 +156,14 @@ def taught(rounds: list[dict[str, Any]], tokens: int) -> dict[str, float]:
     return found
 
 
-def mounted(lm: causal_lm.CausalLM, saved: Path, targets: str | list[str]) -> None:
-    """The model with a saved adapter from now on."""
+def by_choice(
+    model: str, saved: Path, targets: str | list[str], test: Mapping[str, Sequence[Example]]
+) -> float:
+    """Accuracy of a model with a saved adapter by the likeliest choice."""
+    place = zoo.resolve(model)
+    lm = causal_lm.load(place, zoo.fingerprint(place))
     adapter = load_peft(saved, lm.fingerprint)
     LoraStack(lm, adapter.rank, adapter.alpha, targets).load([adapter])
-
-
-def by_choice(lm: causal_lm.CausalLM, test: Mapping[str, Sequence[Example]]) -> float:
-    """Accuracy by the likeliest choice."""
     [examples] = test.values()
     return float(evaluate(lm, examples, "choice", tokens=1024)["accuracy"] or 0.0)
 

@@ -16,24 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from cotune import reasoning
+from cotune import pool_view, reasoning
 from cotune.host import TEACH
 from cotune.lessons import Course, Lesson, Tutor, usable
 from cotune.pool import Allocated, Allocator, Writer
-from cotune.pool_view import (
-    Losses,
-    ModelView,
-    attempts,
-    losses_of,
-    mean_losses,
-    rows_of,
-    texts_of,
-    told_losses,
-)
 from cotune.protocols import Reader, State, Verbs
-from cotune.pupils import KEPT, SERVER, TOLD, Rules, promise_kept
+from cotune.pupils import SERVER, TOLD, Rules, promise_kept
 from cotune.records import Adapter, Example, Message, Round, Written, adapter_header, adapter_of
-from cotune.scrub import CUT, shortened
+from cotune.scrub import shortened
 from cotune.shelf import Shelf
 
 Record = dict[str, Any]
@@ -71,7 +61,7 @@ class Wish:
 
     rows: list[int]
     probe: list[int]
-    losses: Losses | None
+    losses: pool_view.Losses | None
     taught: list[int]
 
     @property
@@ -125,7 +115,7 @@ class Allocation:
             header = {"adapter": adapter_header(state.llm)}
             self.shelf.put(SERVER, "reference", round.index, header, state.llm.arrays)
         own_losses = self._losses(state)
-        told = {} if own_losses is None else {"losses": told_losses(own_losses)}
+        told = {} if own_losses is None else {"losses": pool_view.told_losses(own_losses)}
         replies = [
             reply
             for own, part in families
@@ -167,7 +157,7 @@ class Allocation:
             view = self._view(client, (None, None), state, round)
             memory = self.allocator.learn(view, self._memory(client, round), trained)
             self.shelf.put(client, "memory", round.index, {}, memory)
-            self.shelf.trim(client, "memory", KEPT)
+            self.shelf.trim(client, "memory")
             for name, value in promise_kept(traded.scores[client], trained).items():
                 sums[name] = sums.get(name, 0.0) + value
         facts = {name: getattr(taught, name) for name in TOLD}
@@ -186,13 +176,17 @@ class Allocation:
 
     def _wish(self, reply: Message, state: State) -> Wish:
         items = len(self.pool)
-        rows = rows_of(reply.facts, "rows", items)
-        probe = rows_of(reply.facts, "probe", items) if "probe" in reply.facts else []
-        losses = losses_of(reply.facts, items) if "losses" in self.allocator.needs else None
+        rows = pool_view.rows_of(reply.facts, "rows", items)
+        probe = pool_view.rows_of(reply.facts, "probe", items) if "probe" in reply.facts else []
+        losses = pool_view.losses_of(reply.facts, items) if "losses" in self.allocator.needs else None
         return Wish(rows, probe, losses, _left(rows, state))
 
     def _choose(
-        self, client: str, losses: tuple[Losses | None, Losses | None], state: State, round: Round
+        self,
+        client: str,
+        losses: tuple[pool_view.Losses | None, pool_view.Losses | None],
+        state: State,
+        round: Round,
     ) -> Allocated:
         """Items whose paths of this client teach the LLM."""
         if self.teacher.tutor is None:
@@ -249,7 +243,7 @@ class Allocation:
         for reply in verbs.ask(f"{TEACH}exchange", None, round, told) if told else []:
             rows = asked[reply.client]
             try:
-                texts = texts_of(reply.facts, "paths", len(rows), self.rules.max_chars)
+                texts = pool_view.texts_of(reply.facts, "paths", len(rows), self.rules.max_chars)
             except ValueError as error:
                 verbs.refuse(reply, str(error))
                 continue
@@ -259,12 +253,16 @@ class Allocation:
         return theirs, scrubbed
 
     def _view(
-        self, client: str, losses: tuple[Losses | None, Losses | None], state: State, round: Round
-    ) -> ModelView:
+        self,
+        client: str,
+        losses: tuple[pool_view.Losses | None, pool_view.Losses | None],
+        state: State,
+        round: Round,
+    ) -> pool_view.ModelView:
         """The pool for one client's filter; losses are the own and the client's."""
         teacher, (own, peer) = self.teacher, losses
         assert teacher.reader is not None
-        return ModelView(
+        return pool_view.ModelView(
             self.pool,
             (),
             round,
@@ -272,16 +270,18 @@ class Allocation:
             teacher.reader,
             peer,
             None if own is None else lambda: own,
-            lambda count: attempts(teacher.writer(state.llm), self.pool, self.rules.sampling, count),
+            lambda count: pool_view.attempts(
+                teacher.writer(state.llm), self.pool, self.rules.sampling, count
+            ),
         )
 
-    def _losses(self, state: State) -> Losses | None:
+    def _losses(self, state: State) -> pool_view.Losses | None:
         """Losses of the reference answers under the LLM as it is, once for all clients; None: not needed."""
         reader = self.teacher.reader
         if reader is None or "losses" not in self.allocator.needs:
             return None
         reader.mount(state.llm)
-        found = mean_losses(reader, self.pool)
+        found = pool_view.mean_losses(reader, self.pool)
         reader.mount(None)
         return found
 
@@ -362,19 +362,16 @@ def _samples(
     found = []
     for row, client in chosen.items():
         question = reasoning.path_prompt(pool[row]).rsplit("\n", 2)[0]  # without how to answer it
-        one: Record = {"row": row, "client": client or None, "question": _short(question)}
-        one["answer"] = _short(reasoning.answer_of(pool[row]))
+        one: Record = {"row": row, "client": client or None, "question": shortened(question, SAMPLE_CHARS)}
+        one["answer"] = shortened(reasoning.answer_of(pool[row]), SAMPLE_CHARS)
         for side, text in (("llm", written[row]), ("slm", theirs[client][row] if client else "")):
-            told = {f"{side}_path": _short(text), f"{side}_right": reasoning.is_right(text, pool[row])}
+            told = {
+                f"{side}_path": shortened(text, SAMPLE_CHARS),
+                f"{side}_right": reasoning.is_right(text, pool[row]),
+            }
             one |= told if text else {}
         found.append(one)
     return found
-
-
-def _short(text: str) -> str:
-    """The text without its middle where it is long: a path ends on its answer."""
-    half = (SAMPLE_CHARS - len(CUT)) // 2
-    return text if len(text) <= SAMPLE_CHARS else text[:half] + CUT + text[-half:]
 
 
 def _quality(paths: Sequence[tuple[int, str]], pool: Sequence[Example]) -> Record:

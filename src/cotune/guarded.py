@@ -19,8 +19,6 @@ from cotune.shelf import Shelf
 Secret = Callable[[str], bytes]
 """Name of a client, or `server` -> 32 bytes that only it knows."""
 SERVER = "server"
-KEPT = 3
-"""Rounds of which a client keeps what a guard noted; as many as of its adapter (see `host.KEPT`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +49,7 @@ class Guards:
             update, kept = guard.outgoing(update, Sender(client, round, self.secret(client), memo))
             if kept:
                 self.shelf.put(client, name, round.index, {}, kept)
-                self.shelf.trim(client, name, KEPT)
+                self.shelf.trim(client, name)
         if self.packing is None:
             return update
         return replace(update, arrays=self.packing.pack(update.arrays, round))

@@ -21,6 +21,7 @@ from cotune.data import ByTask, Dataset
 from cotune.outbox import Outbox
 from cotune.protocols import TUNE, Client, Given, Pupil, Reply, Selector, Strategy
 from cotune.records import Adapter, Example, Message, Round, adapter_digest, adapter_header, adapter_of
+from cotune.shelf import KEPT
 
 Evaluator = Callable[[Adapter | None, ByTask], Mapping[str, Any]]
 """(adapter or none, held-out examples by task) -> numbers by task."""
@@ -32,16 +33,11 @@ SELECT = "select/"
 """`select/0/propose` is step `propose` of the first selector."""
 TEACH = "teach/"
 """`teach/choose` is the first step of a round's teaching."""
-KEPT = 3
-"""Rounds of which a client keeps its adapter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What clients keep between rounds: a small file per client and round, the newest three of each.
-
-    Three, because a run may go on from the checkpoint before the newest while a later round had begun.
-    """
+    """What clients keep between rounds: a small file per client and round, the newest `KEPT` of each."""
 
     folder: Path
 

@@ -358,14 +358,13 @@ def _written_by(teacher: Record) -> str | None:
     """Who wrote rationales, and what an endpoint took for them."""
     if not teacher:
         return None
-    wrote = number(teacher.get("tokens_out"))
-    used = (
-        ""
-        if wrote is None
-        else f", {wrote:,.0f} tokens in {number(teacher.get('answers')) or 0:,.0f} answers"
-    )
-    cost = number(teacher.get("cost"))
-    return f"written by {teacher.get('model')}{used}{'' if cost is None else f', cost {cost:,.4f}'}"
+    said = [f"written by {teacher.get('model')}"]
+    wrote, answers, cost = (number(teacher.get(name)) for name in ("tokens_out", "answers", "cost"))
+    if wrote is not None and answers is not None:
+        said.append(f"{wrote:,.0f} tokens in {answers:,.0f} answers")
+    if cost is not None:
+        said.append(f"cost {cost:,.4f}")
+    return ", ".join(said)
 
 
 def _facts(results: Record) -> list[tuple[str, str]]:

@@ -13,20 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cotune import reasoning
+from cotune import pool_view, reasoning
 from cotune.lessons import Course, Lesson, Tutor, usable
 from cotune.models.tune import TuneJob
 from cotune.pool import Allocator, Trained, Writer
-from cotune.pool_view import (
-    Losses,
-    ModelView,
-    attempts,
-    losses_of,
-    mean_losses,
-    rows_of,
-    texts_of,
-    told_losses,
-)
 from cotune.protocols import Client, Given, Reader, Reply
 from cotune.records import (
     Adapter,
@@ -48,8 +38,7 @@ UNTAUGHT = Trained(*(np.zeros(0, dtype) for dtype in (np.int64, np.int64, *[np.f
 TOLD = ("loss", "pairs", "tokens", "cut")
 """What a client's sums say of its lessons: 0 without any, for masked sums must have the same names."""
 OF_A_ROUND = ("start", "chosen", "lessons", "trained", "memory")
-"""What a party keeps anew in each round; of older rounds than `KEPT` nothing is asked."""
-KEPT = 3
+"""What a client keeps anew in each round, and need not keep for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +126,9 @@ class Pupils:
 
     def _choose(self, told: Given, client: Client) -> Reply:
         items = len(self.tutor.pool)
-        view = self._view(client, losses_of(told.facts, items) if "losses" in self.allocator.needs else None)
+        view = self._view(
+            client, pool_view.losses_of(told.facts, items) if "losses" in self.allocator.needs else None
+        )
         allocated = self.allocator.choose(view, self._memory(client))
         index, barred = client.round.index, self.measured(client.id)
         drawn = probe_rows(client.round, client.id, self.rules.probe, view.num_items)
@@ -149,7 +140,7 @@ class Pupils:
         if probe and self.shelf.newest(client.id, "probe", index) is None:
             facts["probe"] = probe
         if "losses" in self.allocator.needs:
-            facts["losses"] = told_losses(view.losses()[0])
+            facts["losses"] = pool_view.told_losses(view.losses()[0])
         return Reply(facts=facts)
 
     def _exchange(self, told: Given, client: Client) -> Reply:
@@ -158,9 +149,9 @@ class Pupils:
         chosen = self.shelf.get(client.id, "chosen", index)
         assert chosen is not None
         rows = chosen.arrays["rows"].tolist()
-        probe = rows_of(told.facts, "probe", items) if "probe" in told.facts else []
-        asked = rows_of(told.facts, "asked", items)
-        theirs = texts_of(told.facts, "paths", len(rows) + len(probe), self.rules.max_chars)
+        probe = pool_view.rows_of(told.facts, "probe", items) if "probe" in told.facts else []
+        asked = pool_view.rows_of(told.facts, "asked", items)
+        theirs = pool_view.texts_of(told.facts, "paths", len(rows) + len(probe), self.rules.max_chars)
         paths = dict(zip([*rows, *probe], theirs, strict=True))
         own = self._write(client, sorted({*paths, *asked}))
         self._keep_lessons(client, "lessons", rows, (paths, own))
@@ -182,7 +173,7 @@ class Pupils:
             chosen = self.shelf.get(client.id, "chosen", index)
             scores = chosen.arrays["scores"] if chosen else scores
         for name in OF_A_ROUND:
-            self.shelf.trim(client.id, name, KEPT)
+            self.shelf.trim(client.id, name)
         return Reply(sums={"clients": 1.0, **facts, **promise_kept(scores, trained)})
 
     def _course(self, start: Adapter, client: Client) -> Course:
@@ -223,8 +214,8 @@ class Pupils:
         written = self.writer(adapter).write(prompts, self.rules.sampling)
         return {row: one.text for row, one in zip(rows, written, strict=True)}
 
-    def _view(self, client: Client, peer_losses: Losses | None) -> ModelView:
-        return ModelView(
+    def _view(self, client: Client, peer_losses: pool_view.Losses | None) -> pool_view.ModelView:
+        return pool_view.ModelView(
             self.tutor.pool,
             client.examples,
             client.round,
@@ -235,15 +226,15 @@ class Pupils:
             lambda count: self._attempts(client, count),
         )
 
-    def _losses(self, client: Client) -> Losses:
+    def _losses(self, client: Client) -> pool_view.Losses:
         self.reader.mount(self._adapter(client.id, "start", client.round.index + 1))
-        found = mean_losses(self.reader, self.tutor.pool)
+        found = pool_view.mean_losses(self.reader, self.tutor.pool)
         self.reader.mount(None)
         return found
 
     def _attempts(self, client: Client, count: int) -> list[tuple[str, ...]]:
         writer = self.writer(self._adapter(client.id, "start", client.round.index + 1))
-        return attempts(writer, self.tutor.pool, self.rules.sampling, count)
+        return pool_view.attempts(writer, self.tutor.pool, self.rules.sampling, count)
 
     def _memory(self, client: Client) -> Mapping[str, Any]:
         kept = self.shelf.newest(client.id, "memory", client.round.index)

@@ -139,7 +139,7 @@ def is_right(text: str, example: Example) -> bool:
         DataError: the example's right answer is not known.
     """
     said, right = parse(text, example), answer_of(example)
-    return said == right or (bool(example.choices) and said is not None and _same(said, right))
+    return said is not None and (said == right or _same(said, right))
 
 
 def has_answer(text: str) -> bool:

@@ -16,6 +16,10 @@ from cotune.choices import client_folder
 from cotune.codec import decode, encode
 from cotune.records import Array, Message
 
+KEPT = 3
+"""Rounds of which a party keeps what it makes anew in each: a run may go on from the checkpoint before the
+newest while a later round had begun."""
+
 _ROUND = re.compile(r"(\d{6})\.msg")
 
 
@@ -44,9 +48,9 @@ class Shelf:
         older = [index for index in self._rounds(owner, name) if index < before]
         return self.get(owner, name, older[-1]) if older else None
 
-    def trim(self, owner: str, name: str, keep: int) -> None:
-        """Drop all but the newest `keep` rounds of a name."""
-        for index in self._rounds(owner, name)[:-keep]:
+    def trim(self, owner: str, name: str) -> None:
+        """Drop all but the newest `KEPT` rounds of a name."""
+        for index in self._rounds(owner, name)[:-KEPT]:
             (self._folder(owner, name) / f"{index:06d}.msg").unlink()
 
     def _rounds(self, owner: str, name: str) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import tiny
-from cotune import allocation, build, config, plugins, pupils, report, session
+from cotune import build, config, plugins, pool_view, report, session
 from cotune.data import Dataset
 from cotune.errors import ConfigError, DataError
 from cotune.lessons import Tutor
@@ -288,8 +288,7 @@ def test_two_equal_models_find_no_gap_between_them(small, tmp_path, monkeypatch)
         asked.append(len(pool))
         return mean_losses(reader, pool)
 
-    for module in (allocation, pupils):
-        monkeypatch.setattr(module, "mean_losses", heard)
+    monkeypatch.setattr(pool_view, "mean_losses", heard)
     model, teach = str(small / "slm"), {**TEACH, "epochs": 0}
     options = {"slm__model": model, "llm__model": model, "rounds": 1, "teach": teach}
     tiny.run(small, tmp_path / "run", strategy="fedavg", allocator="loss_gap", **options)
