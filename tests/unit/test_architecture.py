@@ -6,6 +6,7 @@ One test for each rule: it lists every place that breaks the rule.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -242,9 +243,21 @@ def test_no_folder_or_file_has_a_name_that_says_nothing():
     assert not [str(path) for path in FILES if empty & {*path.parts[-2:], path.stem}]
 
 
-def test_the_tree_in_the_readme_names_every_module_once():
-    readme = (ROOT.parent.parent / "README.md").read_text(encoding="utf-8")
-    tree_lines = readme.split("```text\nsrc/cotune/")[1].split("```")[0].splitlines()
-    named = [line.split()[0] for line in tree_lines if line.startswith("  ") and line[2] != " "]
-    top = [name for name in named if name.endswith(".py")]
-    assert sorted(top) == sorted(path.name for path in ROOT.glob("*.py") if not path.name.startswith("__"))
+def paths_of_the_tree(readme: str) -> Iterator[str]:
+    """`src/cotune/`, `src/cotune/cli.py` and so on: an entry belongs to what it is indented under."""
+    above: list[str] = []
+    for line in readme.split("## Where things are")[1].split("```text\n")[1].split("```")[0].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        above = [*above[:depth], line.split()[0]]
+        yield "".join(above)
+
+
+def test_the_tree_in_the_readme_names_every_module_document_and_configuration_once() -> None:
+    top = ROOT.parent.parent
+    named = Counter(paths_of_the_tree((top / "README.md").read_text(encoding="utf-8")))
+    modules = (path for path in FILES if path.name != "__init__.py")
+    files = [*modules, *(top / "docs").glob("*.md"), *(top / "configs").glob("*.yaml")]
+    folders = [name for name in named if name.endswith("/") and (top / name).is_dir()]
+    expected = Counter([*(path.relative_to(top).as_posix() for path in files), *folders])
+    assert not sorted(expected - named), "the tree does not name these"
+    assert not sorted(named - expected), "the tree names these, which are not there, or names them twice"
