@@ -1,6 +1,6 @@
 """LaDa's filter where the truth is known: how much of what it keeps is what a student can learn from.
 
-    python benchmarks/filter_precision.py --out benchmarks/results/filter_precision.json
+    python benchmarks/filter_precision.py --seeds 6 --out benchmarks/results/filter_precision.json
 
 The pool is made by reasoning-gym: ten kinds of problems, 30 of each. Three kinds are learnable for student A,
 three others for student B, drawn anew with each seed; the filters see the questions' features under a real

@@ -32,6 +32,8 @@ HELD_BACK = ""
 """In place of a path that a gate holds back; nobody learns from an empty one."""
 SAMPLES, SAMPLE_CHARS = 3, 600
 """How many items rounds.jsonl shows of a round, and the longest text of one."""
+NUM_KINDS, MOST = 20, 10**9
+"""How many kinds of scrubbed passages a client may name, and how many of one it may count in a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +125,14 @@ class Allocation:
         ]
         wishes = self._wishes(sorted(replies, key=lambda reply: reply.client), state, verbs)
         allocated = {
-            client: self._choose(client, (own_losses, wish.losses), state, round)
+            client: self._choose(client, state, round, own_losses, wish.losses)
             for client, wish in wishes.items()
         }
         asked = {client: _left(found.rows.tolist(), state) for client, found in allocated.items()}
         wanted = {row for wish in wishes.values() for row in wish.sent}
         wanted |= {row for rows in asked.values() for row in rows}
-        mine, spent = self._write(state, sorted(wanted), (round, verbs))
-        theirs, told_counts = self._exchange((wishes, asked), mine, round, verbs)
+        mine, spent = self._write(state, sorted(wanted), round, verbs)
+        theirs, told_counts = self._exchange(wishes, asked, mine, round, verbs)
         lessons = [
             Lesson(row, theirs[client][row], mine[row].text, client)
             for client in theirs
@@ -138,8 +140,9 @@ class Allocation:
         ]
         kept = usable(lessons, self.pool, self.rules.guard)
         scores = {client: found.scores for client, found in allocated.items()}
-        record = _record((wishes, asked), (mine, theirs), self.pool, len(kept)) | {"scrubbed": told_counts}
-        return Traded(tuple(kept), scores, record | spent)
+        record = _record(wishes, asked, mine, theirs, self.pool)
+        counted = {"llm_lessons": len(kept), "scrubbed": told_counts}
+        return Traded(tuple(kept), scores, record | counted | spent)
 
     def learn(self, traded: Traded, state: State, round: Round, verbs: Verbs) -> tuple[State, Record]:
         """Steps D and F: the LLM learns from its clients' paths, then all filters from what it was worth."""
@@ -154,7 +157,7 @@ class Allocation:
         [taught] = tutor.teach([course])
         sums: dict[str, float] = {}
         for client, trained in taught.trained.items():
-            view = self._view(client, (None, None), state, round)
+            view = self._view(client, state, round)
             memory = self.allocator.learn(view, self._memory(client, round), trained)
             self.shelf.put(client, "memory", round.index, {}, memory)
             self.shelf.trim(client, "memory")
@@ -184,21 +187,21 @@ class Allocation:
     def _choose(
         self,
         client: str,
-        losses: tuple[pool_view.Losses | None, pool_view.Losses | None],
         state: State,
         round: Round,
+        own: pool_view.Losses | None,
+        peer: pool_view.Losses | None,
     ) -> Allocated:
         """Items whose paths of this client teach the LLM."""
         if self.teacher.tutor is None:
             return Allocated(np.zeros(0, np.int64), np.zeros(0))
-        view = self._view(client, losses, state, round)
+        view = self._view(client, state, round, own, peer)
         return self.allocator.choose(view, self._memory(client, round))
 
     def _write(
-        self, state: State, rows: Sequence[int], now: tuple[Round, Verbs]
+        self, state: State, rows: Sequence[int], round: Round, verbs: Verbs
     ) -> tuple[dict[int, Written], Record]:
         """The paths to these items, and what an endpoint took for them in all tries of the round."""
-        round, verbs = now
         verbs.progress("write", 0, len(rows))
         prompts = [reasoning.path_prompt(self.pool[row]) for row in rows]
         before = self.teacher.spent()
@@ -227,13 +230,13 @@ class Allocation:
 
     def _exchange(
         self,
-        what: tuple[Mapping[str, Wish], Mapping[str, list[int]]],
+        wishes: Mapping[str, Wish],
+        asked: Mapping[str, list[int]],
         mine: Mapping[int, Written],
         round: Round,
         verbs: Verbs,
     ) -> tuple[dict[str, dict[int, str]], Record]:
         """The server's paths down; the clients' up, by client and row, and what was scrubbed in them."""
-        wishes, asked = what
         told: dict[str, Record] = {}
         for client, wish in wishes.items():
             told[client] = {"paths": wish.paths(mine), "asked": asked[client]}
@@ -255,12 +258,13 @@ class Allocation:
     def _view(
         self,
         client: str,
-        losses: tuple[pool_view.Losses | None, pool_view.Losses | None],
         state: State,
         round: Round,
+        own: pool_view.Losses | None = None,
+        peer: pool_view.Losses | None = None,
     ) -> pool_view.ModelView:
-        """The pool for one client's filter; losses are the own and the client's."""
-        teacher, (own, peer) = self.teacher, losses
+        """The pool for one client's filter; losses are the LLM's own and the client's."""
+        teacher = self.teacher
         assert teacher.reader is not None
         return pool_view.ModelView(
             self.pool,
@@ -311,23 +315,22 @@ def _left(rows: Sequence[int], state: State) -> list[int]:
 
 def _counts(facts: Any) -> dict[str, int]:
     """What a client says it scrubbed, as far as it can be believed."""
-    if not isinstance(facts, dict):
-        return {}
-    return {str(name)[:20]: count for name, count in facts.items() if type(count) is int and count >= 0}
+    named = islice(facts.items() if isinstance(facts, dict) else (), NUM_KINDS)
+    return {str(name)[:20]: count for name, count in named if type(count) is int and 0 <= count <= MOST}
 
 
 def _record(
-    what: tuple[Mapping[str, Wish], Mapping[str, list[int]]],
-    paths: tuple[Mapping[int, Written], Mapping[str, Mapping[int, str]]],
+    wishes: Mapping[str, Wish],
+    asked: Mapping[str, list[int]],
+    mine: Mapping[int, Written],
+    theirs: Mapping[str, Mapping[int, str]],
     pool: Sequence[Example],
-    num_lessons: int,
 ) -> Record:
     """What a round's exchange came to, for rounds.jsonl.
 
     `payload_bytes` is what the exchange must send by LaDa's own count: of each traded path its text and eight
     bytes for its item.
     """
-    (wishes, asked), (mine, theirs) = what, paths
     down = sum(8 + _size(mine[row].text) for wish in wishes.values() for row in wish.sent)
     up = sum(8 + _size(text) for texts in theirs.values() for text in texts.values())
     own = [(row, written.text) for row, written in mine.items()]
@@ -335,12 +338,12 @@ def _record(
     return {
         "pool": len(pool),
         "wanted": {client: wish.rows for client, wish in wishes.items()},
+        "taught": {client: wish.taught for client, wish in wishes.items()},
         "probe": {client: wish.probe for client, wish in wishes.items() if wish.probe},
         "asked": dict(asked),
         "llm_paths": _quality(own, pool)
         | {"cut": sum(bool(written.text) and not written.finished for written in mine.values())},
         "slm_paths": _quality(others, pool),
-        "llm_lessons": num_lessons,
         "payload_bytes": down + up,
         "samples": _samples(mine, theirs, pool),
     }

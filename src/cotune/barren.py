@@ -20,11 +20,13 @@ def warning(record: Mapping[str, Any]) -> str:
     within `teach.path_tokens`, or mostly a wrong one, teaches nobody, and the round was for nothing.
     """
     endpoint = mapping(record.get("endpoint"))
-    writer = "the teacher" if endpoint else "the LLM"
-    sides = [(writer, mapping(record.get("llm_paths")), mapping(record.get("slm")).get("pairs"))]
+    writer, paths = "the teacher" if endpoint else "the LLM", mapping(record.get("llm_paths"))
+    taught = [rows for rows in mapping(record.get("taught")).values() if isinstance(rows, list)]
+    sides = [(writer, paths, mapping(record.get("slm")).get("pairs"), float(sum(map(len, taught))))]
     if not endpoint:
-        sides.append(("the SLMs", mapping(record.get("slm_paths")), record.get("llm_lessons")))
-    told = [_told(name, paths) for name, paths, lessons in sides if _is_barren(paths, lessons)]
+        paths = mapping(record.get("slm_paths"))
+        sides.append(("the SLMs", paths, record.get("llm_lessons"), number(paths.get("paths")) or 0))
+    told = [_told(name, paths) for name, paths, lessons, most in sides if _is_barren(paths, lessons, most)]
     if not told:
         return ""
     helps = (
@@ -34,10 +36,10 @@ def warning(record: Mapping[str, Any]) -> str:
     return f"{' and '.join(told)}: hardly a lesson came of it. {helps}"
 
 
-def _is_barren(paths: Mapping[str, Any], lessons: object) -> bool:
-    """Few paths are right and few became lessons; lessons alone may be few because few were wanted."""
+def _is_barren(paths: Mapping[str, Any], lessons: object, most: float) -> bool:
+    """Few paths are right, and few of the lessons that could be (`most`) came of them."""
     total, right = number(paths.get("paths")) or 0, number(paths.get("right")) or 0
-    return total >= ENOUGH and right < FEW * total and (number(lessons) or 0) < FEW * total
+    return total >= ENOUGH and right < FEW * total and (number(lessons) or 0) < FEW * most
 
 
 def _told(name: str, paths: Mapping[str, Any]) -> str:

@@ -191,16 +191,26 @@ def _stage(
     taught = None
     if config.allocator:
         taught = teaching(config, models, dataset, around, is_server=is_server)
-    elif config.teach.model_copy(update={"teacher": None}) != TeachConfig():
-        note(
-            "teach: nothing of it is read without an allocator, but teach.teacher where it writes rationales"
-        )
-    rationales = Rationales(config, partial(_llm, config, fleet, dataset, told), around)
+    else:
+        _tell_unread(config, note)
+    rationales = Rationales(config, cache(partial(_llm, config, fleet, dataset, told)), around)
     wire = build_guards.wire(config, families.members(config, dataset.clients), out, fleet.num_values, keys)
     common = Surroundings(dataset, out, watch, note, taught, rationales, wire.outbox)
     crews = [_crew(config, fleet, name, common) for name in fleet.members]
     _refuse_partial_choice(config, wire, crews[0].family)
     return Stage(fleet, wire, common, crews)
+
+
+def _tell_unread(config: Config, note: Note) -> None:
+    """Settings of teaching that a run without an allocator does not read."""
+    options = plugins.config_class("strategy", config.strategy.name).model_validate(config.strategy.options)
+    is_asked = bool(config.audits) or getattr(options, "rationales", None) == "teacher"
+    unread = config.teach.model_copy(update={"teacher": None}) if is_asked else config.teach
+    if unread != TeachConfig():
+        note(
+            "teach: nothing of it is read without an allocator, but teach.teacher by audits and where it "
+            "writes rationales (strategy step_by_step with rationales: teacher)"
+        )
 
 
 def _refuse_partial_choice(config: Config, wire: Wire, family: Family) -> None:

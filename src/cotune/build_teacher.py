@@ -35,9 +35,12 @@ class Around:
 def writer(learner: Learner, around: Around) -> Callable[[Adapter | None], Writer]:
     """The model of a learner, writing with an adapter; what it wrote once is kept on disk."""
     cache = PathCache(cache_dir() / "paths.sqlite", around.note)
-    return lambda adapter: CachedWriter(
-        LocalWriter(learner.lm, learner.stack, adapter), cache, around.progress
-    )
+
+    def writing_with(adapter: Adapter | None) -> Writer:
+        local = LocalWriter(learner.lm, learner.stack, adapter)
+        return CachedWriter(local, cache, around.progress, together=local.together)
+
+    return writing_with
 
 
 @dataclass(frozen=True, slots=True)

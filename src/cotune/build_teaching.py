@@ -94,24 +94,36 @@ def _check(pool: Sequence[Example], teach: TeachConfig, models: Models, note: No
         reasoning.answer_of(example)
     llm, slms = models
     for learner in [*([llm] if llm else []), *slms.values()]:
-        whole = context_length(learner.lm)
-        heads = [head for head, _ in learner.lm.encode_pairs([(prompt, "") for prompt in prompts])]
-        longest = max(map(len, heads))
-        if teach.path_tokens >= whole:
-            raise ConfigError(
-                f"teach.path_tokens: got {teach.path_tokens}; {learner.name} reads {whole} tokens at most, "
-                f"the question included. Expected {max(1, whole - longest)} or less."
-            )
-        num_cut = sum(len(head) > whole - teach.path_tokens for head in heads)
-        if num_cut:
-            note(
-                f"teach.path_tokens: {num_cut} of {len(pool)} public questions lose their start, for "
-                f"{learner.name} reads {whole} tokens at most; shorter paths leave more room"
-            )
+        heads = [len(head) for head, _ in learner.lm.encode_pairs([(prompt, "") for prompt in prompts])]
+        _check_room(learner, heads, teach.path_tokens, note)
     has_any = any(example.rationale.strip() for example in pool)
     if (teach.prepare or teach.slm_prepare) and not has_any:
         note(
             "teach.prepare: no public row has a rationale, so nobody is prepared; take a source that has them"
+        )
+
+
+def _check_room(learner: Learner, heads: Sequence[int], path_tokens: int, note: Note) -> None:
+    """Whether questions of so many tokens and a path fit into what a model reads, and what it learns from."""
+    whole, most = context_length(learner.lm), learner.config.max_length
+    if path_tokens >= whole:
+        raise ConfigError(
+            f"teach.path_tokens: got {path_tokens}; {learner.name} reads {whole} tokens at most, "
+            f"the question included. Expected {max(1, whole - max(heads))} or less."
+        )
+    num_cut = sum(head > whole - path_tokens for head in heads)
+    if num_cut:
+        note(
+            f"teach.path_tokens: {num_cut} of {len(heads)} public questions lose their start, for "
+            f"{learner.name} reads {whole} tokens at most; shorter paths leave more room"
+        )
+    lengths = [head + path_tokens + 1 for head in heads]  # and the token that ends a text
+    num_long = sum(length > most for length in lengths)
+    if num_long > num_cut:
+        note(
+            f"tune.max_length: {learner.name} learns from {most} tokens; with the longest path "
+            f"{num_long} of {len(heads)} public questions have more, which lose the start of the question "
+            f"or the answer at the end. {max(lengths)} hold them all"
         )
 
 

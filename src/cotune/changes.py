@@ -44,9 +44,13 @@ class Change:
 
 def number(value: object) -> float | None:
     """A finite float, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:
+        return None
+    return found if math.isfinite(found) else None
 
 
 def mapping(value: object) -> Mapping[str, Any]:

@@ -60,7 +60,8 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Taught:
-    """A finished course: the new adapter, what was recorded for each owner, and sums over pairs."""
+    """A finished course: the new adapter, what was recorded for each owner, the mean loss, how many pairs it
+    learned from, and how many tokens and `cut` paths they had, each as often as it was read."""
 
     adapter: Adapter
     trained: Mapping[str, Trained]
@@ -203,4 +204,5 @@ def _taught(course: Course, found: Contrasted, probe: Sequence[float]) -> Taught
     for owner in dict.fromkeys(owners):
         own = np.array([each == owner for each in owners])
         trained[owner] = Trained(rows[own], batches[own], margins[own], means[own], np.array(probe))
-    return Taught(found.adapter, trained, found.loss, len(records), found.tokens, found.cut)
+    num_pairs = len({record.row for record in records})
+    return Taught(found.adapter, trained, found.loss, num_pairs, found.tokens, found.cut)

@@ -1,8 +1,9 @@
 """The clients' half of teaching: they say which public items teach them, trade reasoning paths, and learn.
 
 Paper: LaDa, https://arxiv.org/abs/2602.18749, steps A to C and F of a round. A client's reference is its
-model tuned once on its own examples; it, the filter, and every loss stay on the client. What leaves it are
-numbers of items, and, for the items that the server asked for, its paths, capped and scrubbed.
+model tuned once on its own examples; it and the filter stay on the client. What leaves it are numbers of
+items, sums over its lessons (mean loss, pairs, tokens, scores and margins), its losses on the pool where the
+allocator compares them, and, for the items that the server asked for, its paths, capped and scrubbed.
 """
 
 from __future__ import annotations
@@ -154,9 +155,9 @@ class Pupils:
         theirs = pool_view.texts_of(told.facts, "paths", len(rows) + len(probe), self.rules.max_chars)
         paths = dict(zip([*rows, *probe], theirs, strict=True))
         own = self._write(client, sorted({*paths, *asked}))
-        self._keep_lessons(client, "lessons", rows, (paths, own))
+        self._keep_lessons(client, "lessons", rows, paths, own)
         if probe:
-            self._keep_lessons(client, "probe", probe, (paths, own))
+            self._keep_lessons(client, "probe", probe, paths, own)
         scrubbed = [self.scrubber.scrub(own[row]) for row in asked]
         counts = {name: sum(one.counts[name] for one in scrubbed) for one in scrubbed for name in one.counts}
         return Reply(facts={"paths": [one.text for one in scrubbed], "scrubbed": counts})
@@ -199,9 +200,9 @@ class Pupils:
         client: Client,
         name: str,
         rows: Sequence[int],
-        paths: tuple[Mapping[int, str], Mapping[int, str]],
+        theirs: Mapping[int, str],
+        own: Mapping[int, str],
     ) -> None:
-        theirs, own = paths
         lessons = [[row, theirs[row], own[row], SERVER] for row in rows]
         self.shelf.put(client.id, name, client.round.index, {"lessons": lessons}, {})
 
@@ -280,11 +281,12 @@ def trained_of(kept: Message) -> Trained:
 def promise_kept(scores: Any, trained: Trained) -> dict[str, float]:
     """Sums from which the correlation of an item's score with its margin at its turn follows.
 
-    Items whose score is not known are left out; there are none before the filter has learned something.
+    An item counts once, with its first margin. Those whose score is not known are left out; there are none
+    before the filter has learned something.
     """
-    rows = np.asarray(trained.rows, np.int64)
+    rows, first = np.unique(np.asarray(trained.rows, np.int64), return_index=True)
     known = np.isfinite(scores[rows]) if len(scores) else np.zeros(len(rows), bool)
-    u, z = np.asarray(scores)[rows[known]] if len(scores) else np.zeros(0), trained.margins[known]
+    u, z = np.asarray(scores)[rows[known]] if len(scores) else np.zeros(0), trained.margins[first[known]]
     names = ("scored", "u", "z", "uu", "zz", "uz")
     values = (float(known.sum()), u.sum(), z.sum(), (u * u).sum(), (z * z).sum(), (u * z).sum())
     return {name: float(value) for name, value in zip(names, values, strict=True)}

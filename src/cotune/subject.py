@@ -241,7 +241,8 @@ class Chatting:
     def write(self, prompts: Sequence[str], sampling: Sampling, keep: Keep | None = None) -> list[Written]:
         """What the model answers to each message."""
         texts = [chat_prompt(self.loaded.lm.tokenizer, message) for message in prompts]
-        cached = CachedWriter(self._local(), self.paths, self.progress, keep_empty=True)
+        local = self._local()
+        cached = CachedWriter(local, self.paths, self.progress, keep_empty=True, together=local.together)
         return cached.write(texts, sampling, keep)
 
     def _local(self) -> LocalWriter:

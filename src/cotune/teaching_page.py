@@ -23,7 +23,7 @@ Line = tuple[int, Record]
 
 SIDES = (("llm", "LLM", 0), ("slm", "SLMs", 1))
 SHARES = (
-    ("wanted", "Share of the pool on which the LLM teaches a client"),
+    ("taught", "Share of the pool on which the LLM teaches a client"),
     ("asked", "Share of the pool on which a client teaches the LLM"),
 )
 CLIENT_SLOTS = (2, 3, 4, 5, 6, 0)
@@ -78,6 +78,7 @@ def teaching_values(results: Record, rounds: Sequence[Record]) -> dict[str, Any]
         "pool": f"{pool:,}" if pool else DASH,
         "endpoint": _endpoint([mapping(line.get("endpoint")) for _, line in lines]),
         "learned": [_learned(lines, side) for side, _, _ in SIDES],
+        "shortened": _shortened(lines),
         "shares": _share_charts(lines),
         "barren": [(index, said) for index, line in lines if (said := warning(line))],
         "nothing_asked": _is_unasked(lines),
@@ -152,6 +153,20 @@ def _cost(costs: Sequence[float | None]) -> str:
 def _learned(lines: Sequence[Line], side: str) -> str:
     pairs = _sum([number(mapping(line.get(side)).get("pairs")) for _, line in lines])
     return DASH if pairs is None else f"{pairs:,.0f}"
+
+
+def _shortened(lines: Sequence[Line]) -> str:
+    """How many paths were too long to be learned from whole, as a sentence; empty where none was."""
+    counts = [
+        (name, sum(_count(mapping(line.get(side)).get("cut")) for _, line in lines))
+        for side, name, _ in SIDES
+    ]
+    told = [f"the {name} {count:,}" for name, count in counts if count]
+    return (
+        f"Paths that were cut at tune.max_length when they were learned from: {', '.join(told)}."
+        if told
+        else ""
+    )
 
 
 def _share_charts(lines: Sequence[Line]) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 import tiny
-from cotune import build, config, plugins, pool_view, report, session
+from cotune import allocation, build, config, plugins, pool_view, report, session
+from cotune.allocation import NUM_KINDS
 from cotune.data import Dataset
 from cotune.errors import ConfigError, DataError
 from cotune.lessons import Tutor
@@ -280,6 +281,65 @@ def test_a_wish_that_cannot_be_is_refused_and_the_others_go_on(small, tmp_path, 
     assert all(first not in line["wanted"] for line in lines(tmp_path))
 
 
+@pytest.mark.parametrize("scrubbed", [{"email": 10**400}, {"email": 10**10}, {"email": True}, [1], "no"])
+def test_what_a_client_says_it_scrubbed_is_not_believed_blindly(small, tmp_path, monkeypatch, scrubbed):
+    options = {"allocator": "everything", "teach": TEACH, "data__sources": few(small), "rounds": 1}
+    ready = tiny.ready(small, tmp_path, **options)
+    transport = ready.federation.transport
+    send = transport.send
+
+    def spoiled(messages):
+        for outcome, down, up in send(messages):
+            if outcome.action == "teach/exchange":
+                outcome = replace(outcome, facts={**outcome.facts, "scrubbed": scrubbed})
+            yield outcome, down, up
+
+    monkeypatch.setattr(transport, "send", spoiled)
+    session.run(ready, tmp_path)
+    [line] = lines(tmp_path)
+    assert line["scrubbed"] == {}
+    assert line["slm_paths"]["paths"] > 0
+
+
+def test_of_a_client_s_many_kinds_of_scrubbed_passages_some_are_kept(small, tmp_path, monkeypatch):
+    ready = tiny.ready(small, tmp_path, allocator="everything", teach=TEACH, rounds=1)
+    send = ready.federation.transport.send
+
+    def spoiled(messages):
+        for outcome, down, up in send(messages):
+            if outcome.action == "teach/exchange":
+                counts = {f"kind {number}": 1 for number in range(1000)}
+                outcome = replace(outcome, facts={**outcome.facts, "scrubbed": counts})
+            yield outcome, down, up
+
+    monkeypatch.setattr(ready.federation.transport, "send", spoiled)
+    session.run(ready, tmp_path)
+    [line] = lines(tmp_path)
+    assert len(line["scrubbed"]) == NUM_KINDS
+
+
+def test_what_gates_have_left_is_what_is_taught(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(allocation, "_left", lambda rows, state: list(rows[:1]))
+    options = {"allocator": "everything", "teach": TEACH, "data__sources": few(small), "rounds": 1}
+    tiny.run(small, tmp_path, strategy="fedavg", **options)
+    [line] = lines(tmp_path)
+    assert all(len(rows) == line["pool"] > 1 for rows in line["wanted"].values())
+    assert line["taught"] == {client: rows[:1] for client, rows in line["wanted"].items()}
+    assert line["slm"]["pairs"] <= len(line["taught"])
+
+
+def test_a_pair_of_paths_counts_once_however_often_it_is_read(small, tmp_path):
+    found = {}
+    for epochs in (1, 2):
+        teach = {**TEACH, "probe": 0, "epochs": epochs}
+        options = {"allocator": "everything", "teach": teach, "data__sources": few(small), "rounds": 1}
+        tiny.run(small, tmp_path / str(epochs), strategy="fedavg", **options)
+        [found[epochs]] = lines(tmp_path / str(epochs))
+    assert found[1]["slm"]["pairs"] == found[2]["slm"]["pairs"] > 0
+    assert found[2]["llm"]["pairs"] == found[2]["llm_lessons"]
+    assert found[2]["slm"]["tokens"] == 2 * found[1]["slm"]["tokens"]
+
+
 def test_two_equal_models_find_no_gap_between_them(small, tmp_path, monkeypatch):
     """Losses are rounded where they cross; whoever compares must not take the rounding for a gap."""
     asked = []
@@ -398,7 +458,15 @@ def test_what_cannot_teach_is_told_before_anything_is_trained(small, tmp_path):
     assert "questions lose their start" in said(**taught, teach={"path_tokens": 510})
     with pytest.raises(ConfigError, match=r"teach\.path_tokens: got 512; .* reads 512 tokens at most"):
         said(**taught, teach={"path_tokens": 512})
+    short = {"teach": {"path_tokens": 30}, "slm__tune__max_length": 512}
+    assert "learns from 40 tokens; " in said(**taught, **short, llm__tune__max_length=40)
+    assert "learns from" not in said(**taught, **short, llm__tune__max_length=512)
+    teacher = {"teacher": {"url": "http://127.0.0.1:9/v1", "model": "m"}}
     assert "teach: nothing of it is read" in said(teach={"prepare": 1})
+    assert "teach: nothing of it is read" in said(strategy="fedavg", teach=teacher)
+    assert "nothing of it" not in said(
+        strategy={"name": "step_by_step", "rationales": "teacher"}, teach=teacher
+    )
     assert "nothing of it" not in said()
     places = tiny.rows("places", 30)
     many = [{**row, "choices": [f"choice {i}" for i in range(27)], "answer_idx": 3} for row in places]

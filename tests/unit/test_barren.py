@@ -14,6 +14,7 @@ def record(**more: Any) -> dict[str, Any]:
         "llm_paths": {"paths": 40, "answered": 30, "right": 20, "cut": 3},
         "slm_paths": {"paths": 30, "answered": 9, "right": 6},
         "slm": {"pairs": 20.0},
+        "taught": {"a": list(range(20)), "b": list(range(20, 40))},
         "llm_lessons": 6,
     } | more
 
@@ -30,6 +31,12 @@ def test_a_teacher_whose_paths_end_on_no_answer_is_told_with_what_helps() -> Non
     )
     assert "teach.path_tokens" in found
     assert "SLMs" not in found
+
+
+def test_one_right_path_that_many_clients_learn_from_does_not_hide_the_others() -> None:
+    paths = {"paths": 100, "answered": 90, "right": 1}
+    taught = {f"client-{number}": list(range(100)) for number in range(20)}
+    assert "1 on the right one" in warning(record(llm_paths=paths, slm={"pairs": 20.0}, taught=taught))
 
 
 def test_both_sides_are_told_in_one_line() -> None:
@@ -60,5 +67,7 @@ def test_a_teacher_behind_an_endpoint_is_named_and_clients_need_not_teach_it() -
     "junk", [None, 3, "x", [], {"paths": None}, {"paths": "many"}, {"paths": float("nan")}]
 )
 def test_any_record_is_tolerated(junk: Any) -> None:
-    assert warning({"llm_paths": junk, "slm_paths": junk, "slm": junk, "llm_lessons": junk}) == ""
+    keys = ("llm_paths", "slm_paths", "slm", "llm_lessons", "taught")
+    assert warning(dict.fromkeys(keys, junk)) == ""
+    assert warning(record(taught={"a": junk})) == ""
     assert warning({}) == ""

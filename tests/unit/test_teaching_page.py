@@ -16,7 +16,7 @@ from cotune.page import page_values
 from cotune.records import Example, Written
 from cotune.report import append_round, read_rounds, render, write_results
 from cotune.teaching_page import CLIENT_SLOTS, LONG_PATH, Promise, teaching_values
-from pages import Tags
+from pages import JUNK, Tags
 
 EVIL = "</div></details><script>alert('x')</script><img src=x onerror=\"y\"> & '"
 NOTHING = dict.fromkeys(("scored", "u", "z", "uu", "zz", "uz"), 0.0)
@@ -45,6 +45,7 @@ def teaching(**more: Any) -> dict[str, Any]:
     return {
         "pool": 10,
         "wanted": {"c0": [0, 1, 2, 3], "c1": [0, 5]},
+        "taught": {"c0": [0, 1, 2, 3], "c1": [0, 5]},
         "probe": {"c0": [9]},
         "asked": {"c0": [1], "c1": [0, 5, 6]},
         "llm_paths": {"paths": 40, "answered": 30, "right": 10, "cut": 3},
@@ -81,7 +82,7 @@ def values(*lines: Mapping[str, Any], results: Mapping[str, Any] | None = None) 
 
 
 def test_rounds_that_taught_nobody_are_named_with_what_helps(tmp_path: Path) -> None:
-    barren = teaching(llm_paths={"paths": 40, "answered": 9, "right": 1, "cut": 31}, slm={"pairs": 1.0})
+    barren = teaching(llm_paths={"paths": 40, "answered": 9, "right": 1, "cut": 31}, slm={"pairs": 0.0})
     assert values(teaching())["barren"] == []
     [(index, said)] = values(teaching(), barren)["barren"]
     assert index == 2
@@ -204,16 +205,16 @@ def test_items_that_nobody_wanted(pool: int, wanted: list[Any], words: str) -> N
 def test_many_clients_are_drawn_as_mean_and_range() -> None:
     few = {f"c{i}": list(range(i + 1)) for i in range(len(CLIENT_SLOTS))}
     many = {**few, "last": [0]}
-    told = values(teaching(wanted=few))["shares"][0]["svg"]
+    told = values(teaching(taught=few))["shares"][0]["svg"]
     assert "c5, round 1: 60%" in told
-    drawn = values(teaching(wanted=many))["shares"][0]["svg"]
+    drawn = values(teaching(taught=many))["shares"][0]["svg"]
     for words in ("highest, round 1: 60%", "mean, round 1: 31%", "lowest, round 1: 10%"):
         assert words in drawn, words
     assert "c5" not in drawn.replace('class="', "")
 
 
 def test_a_client_that_sat_out_has_no_share() -> None:
-    lines = [teaching(wanted={"c0": [0]}), teaching(wanted={"c1": [0, 1]})]
+    lines = [teaching(taught={"c0": [0]}), teaching(taught={"c1": [0, 1]})]
     drawn = values(*lines)["shares"][0]["svg"]
     assert "c0, round 1: 10%" in drawn
     assert "c0, round 2" not in drawn
@@ -221,7 +222,7 @@ def test_a_client_that_sat_out_has_no_share() -> None:
 
 
 def test_long_names_are_cut_in_the_chart_and_told_in_full() -> None:
-    chart = values(teaching(wanted={"hospital-north": [1], "hospital-south": [2]}))["shares"][0]
+    chart = values(teaching(taught={"hospital-north": [1], "hospital-south": [2]}))["shares"][0]
     assert [name for name, _ in chart["legend"]] == ["hospital-north", "hospital-south"]
     assert "ho\u2026rth" in chart["svg"]
     assert values(teaching())["shares"][0]["legend"] == []
@@ -256,6 +257,17 @@ def test_an_endpoint_is_told_plainly(tmp_path: Path, costs: tuple[Any, ...], wor
     assert "Share of the pool on which a client teaches the LLM" not in text
     assert {row["who"] for row in values(endpoint())["paths"]} == {"LLM"}
     assert "before they were sent: e-mail" in text
+
+
+def test_paths_that_were_too_long_to_be_learned_from_whole_are_told(tmp_path: Path) -> None:
+    cut = record(1, slm={"pairs": 6.0, "cut": 1_200.0}, llm={"pairs": 4, "cut": 0})
+    assert "when they were learned from: the SLMs 1,200." in page(tmp_path, [cut]).text
+    assert values(teaching())["shortened"] == ""
+
+
+def test_numbers_that_no_float_holds_are_none(tmp_path: Path) -> None:
+    used = endpoint(tokens_in=10**400, cost=10**400)
+    assert "It read an unknown number of tokens" in page(tmp_path, [{"round": 1, "teaching": used}]).text
 
 
 def test_traffic_is_taken_from_the_results_where_they_have_it() -> None:
@@ -298,7 +310,7 @@ def test_long_paths_are_folded_and_verdicts_need_booleans(tmp_path: Path) -> Non
 def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
     texts = ("question", "answer", "llm_path", "slm_path", "client")
     line = endpoint(model=EVIL) | {
-        "wanted": {EVIL: [1]},
+        "taught": {EVIL: [1]},
         "scrubbed": {EVIL: 1},
         "samples": [sample(**dict.fromkeys(texts, EVIL)), sample(llm_path=EVIL * 10)],
     }
@@ -314,11 +326,6 @@ def test_every_key_may_be_missing_or_strange(tmp_path: Path, missing: str, junk:
     page(tmp_path, [{"round": 1, "teaching": older}, {"round": 2, "teaching": endpoint() | {missing: junk}}])
 
 
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=6,
-)
 PARTS: dict[str, Any] = {
     "llm_paths": st.fixed_dictionaries(
         {}, optional=dict.fromkeys(("paths", "answered", "right", "cut"), JUNK)
@@ -326,7 +333,7 @@ PARTS: dict[str, Any] = {
     "slm": st.fixed_dictionaries({}, optional=dict.fromkeys((*NOTHING, "pairs"), st.floats() | JUNK)),
     "endpoint": st.fixed_dictionaries({}, optional=dict.fromkeys(endpoint()["endpoint"], JUNK)),
     "samples": st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(sample(), JUNK)), max_size=2),
-    "wanted": st.dictionaries(st.text(max_size=3), JUNK, max_size=8),
+    "taught": st.dictionaries(st.text(max_size=3), JUNK, max_size=8),
 }
 LINE = st.fixed_dictionaries({}, optional=dict.fromkeys(endpoint(), JUNK) | PARTS)
 

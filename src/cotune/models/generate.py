@@ -2,7 +2,8 @@
 
 A sampled token is the largest of log-probability plus Gumbel noise (Gumbel 1954), and every text draws its
 noise from a stream of its own, so that it depends on its prompt and the seed and not on what else is in the
-batch. A row that has ended leaves its batch soon: a few long texts do not make the short ones cost as much.
+batch (but for its last bits, see `LocalWriter.together`). A row that has ended leaves its batch soon: a few
+long texts do not make the short ones cost as much.
 """
 
 from __future__ import annotations

@@ -49,13 +49,15 @@ class CachedWriter:
 
     A text is kept at once or soon after, so that what a stopped run has written is found by the next one. An
     empty text is no path: it is asked for again, unless `keep_empty` says that it is an answer too.
-    `progress` hears how many texts are there.
+    `progress` hears how many texts are there. `together`: a text depends on what else is written in the same
+    call, as in 16 bit, where a batch changes the last bits; then only a whole list is found again.
     """
 
     writer: Writer
     cache: PathCache
     progress: Progress = silent
     keep_empty: bool = False
+    together: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -68,12 +70,16 @@ class CachedWriter:
         Raises:
             Paused: the writer failed; says how many texts are kept.
         """
-        fingerprint = self.writer.fingerprint
-        keys = [path_key(fingerprint, prompt, sampling) for prompt in prompts]
+        named = self.writer.fingerprint
+        if self.together:
+            named += "-" + hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
+        keys = [path_key(named, prompt, sampling) for prompt in prompts]
         rows: dict[bytes, list[int]] = {}
         for row, key in enumerate(keys):
             rows.setdefault(key, []).append(row)
         found = self.cache.get(list(rows))
+        if self.together and len(found) < len(rows):
+            found = {}
         missing = [key for key in rows if key not in found]
         basket, done = _Basket(self.cache, self.keep_empty), 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from cotune.models import generate
 from cotune.models.causal_lm import CausalLM, tokenizer_digest
 from cotune.models.lora import LoraStack
@@ -34,6 +36,12 @@ class LocalWriter:
         adapter = None if self.adapter is None or self.adapter.is_neutral else self.adapter
         how = (tokenizer_digest(self.lm.tokenizer), str(self.lm.model.dtype), str(context_length(self.lm)))
         return "-".join((self.lm.fingerprint, *how, adapter_digest(adapter) or "bare"))
+
+    @property
+    def together(self) -> bool:
+        """Whether what is written in the same batch changes a text: everywhere but in float32 on a CPU, a
+        batch moves the last bits, which now and then decide between two tokens."""
+        return self.lm.device.type != "cpu" or self.lm.model.dtype != torch.float32
 
     def write(self, prompts: Sequence[str], sampling: Sampling, keep: Keep | None = None) -> list[Written]:
         """What the model writes after each prompt; see `cotune.models.generate.write`."""

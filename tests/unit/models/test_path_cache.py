@@ -65,6 +65,28 @@ def test_what_was_written_is_not_written_again(cache):
     assert told == [{i: found[i] for i in range(3)}, {3: found[3], 4: found[4]}]
 
 
+def test_where_a_batch_changes_texts_only_a_whole_list_is_found_again(cache):
+    scribe = Scribe()
+    writer = CachedWriter(scribe, cache, together=True)
+    writer.write(PROMPTS[:3], HOW)
+    assert writer.write(PROMPTS[:3], HOW) == [text_of(prompt) for prompt in PROMPTS[:3]]
+    assert scribe.asked == PROMPTS[:3]
+
+    def stop(start):
+        if start:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        CachedWriter(Scribe(fails=stop), cache, together=True).write(PROMPTS, HOW)
+    ticks, told = [], []
+    again = CachedWriter(scribe, cache, lambda *at: ticks.append(at), together=True)
+    again.write(PROMPTS, HOW, told.append)
+    assert scribe.asked == [*PROMPTS[:3], *PROMPTS]
+    assert ticks[0] == ("write", 0, 5)
+    assert ticks[-1] == ("write", 5, 5)
+    assert sum(map(len, told)) == 5
+
+
 def test_equal_prompts_are_asked_for_once(cache):
     scribe, told = Scribe(), []
     found = CachedWriter(scribe, cache).write(["fox", "owl", "fox"], HOW, told.append)
