@@ -45,6 +45,13 @@ def own_cache(
         monkeypatch.setenv("COTUNE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture
+def cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The cache of this test alone; nothing is in it, and it is not made yet."""
+    monkeypatch.setenv("COTUNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `llm`, `slm` and two files of rows; tests may write files of other names into it."""

@@ -1,9 +1,18 @@
-"""Reads a written page as a browser would."""
+"""Reads a written page as a browser would; and what may stand in the records that it is written from."""
 
 from __future__ import annotations
 
 import html.parser
 from typing import Any
+
+from hypothesis import strategies as st
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+"""Anything small that Python reads from JSON, so also NaN and infinity."""
 
 
 class Tags(html.parser.HTMLParser):

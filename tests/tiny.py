@@ -79,6 +79,12 @@ def random_adapter(stack: LoraStack, seed: int = 0, size: float = 0.1) -> Adapte
     )
 
 
+def difference(one: Adapter, other: Adapter) -> float:
+    """The largest difference of two adapters over the largest value of the first."""
+    gap = max(np.abs(one.arrays[n] - other.arrays[n]).max() for n in one.arrays)
+    return float(gap / max(np.abs(a).max() for a in one.arrays.values()))
+
+
 def rows(kind: str, number: int) -> list[dict[str, Any]]:
     """Questions of one domain; a pattern that a model can learn: the answer stands in the prompt."""
     words = PLACES if kind == "places" else COLOURS

@@ -19,7 +19,7 @@ from cotune.changes import mapping, number
 from cotune.chart import WIDTH, value_range
 from cotune.examined import BASELINE, BEFORE, REFERENCE, STUDENT, UNRELATED
 from cotune.heat import heat_map
-from cotune.records import whole
+from cotune.records import readable
 from cotune.tables import duration, percent
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Panel:
 
 def render(record: Record) -> str:
     """The page of a record of `cotune.audit`, finished or not."""
-    return whole(_template().render(page_values(record)))
+    return readable(_template().render(page_values(record)))
 
 
 @cache

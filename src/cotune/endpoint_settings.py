@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Literal
 
 from pydantic import Field
 
+from cotune.errors import ConfigError
 from cotune.plugins import PluginConfig
 
 PATIENCE = frozenset(
@@ -30,3 +33,24 @@ class EndpointSettings(PluginConfig):
     )
     price_in: float | None = Field(None, ge=0, description="of a million tokens read, in any currency")
     price_out: float | None = Field(None, ge=0, description="of a million tokens written")
+
+
+def key_of(settings: EndpointSettings) -> str:
+    """The key, read where it is used and kept nowhere; empty if there is none.
+
+    Raises:
+        ConfigError: the variable's name or its value cannot be right; neither is shown if it may be the key.
+    """
+    name = settings.api_key_env
+    if name is None:
+        return ""
+    if not re.fullmatch("[A-Z_][A-Z0-9_]*", name):
+        raise ConfigError(
+            "endpoint api_key_env: expected the name of an environment variable in capitals, such as "
+            "OPENAI_API_KEY. What stands there is not shown, because it may be the key itself"
+        )
+    key = os.environ.get(name, "").strip()
+    if not re.fullmatch("[!-~]+", key):
+        state = "holds characters that no key has" if key else "is not set"
+        raise ConfigError(f"endpoint api_key_env: the environment variable {name} {state}. Put the key there")
+    return key

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from cotune.examined import Comparison, Judge, Verdict
 from cotune.likeness import calibrated
-from cotune.records import Array, Sampling, derived_rng, whole
+from cotune.records import Array, Sampling, derived_rng, readable
 
 if TYPE_CHECKING:
     from cotune.pool import Writer
@@ -123,7 +123,7 @@ def cut(text: str, longest: int) -> str:
 def shown(comparison: Comparison, longest: int) -> Comparison:
     """What a judge sees of a comparison; lone surrogates, which no tokenizer reads, are question marks."""
     texts = (comparison.prompt, comparison.first, comparison.second)
-    return Comparison(*(cut(whole(text), longest) for text in texts))
+    return Comparison(*(cut(readable(text), longest) for text in texts))
 
 
 def fence(texts: Sequence[str], seed: int) -> str:

@@ -19,6 +19,7 @@ from cotune.errors import ConfigError, DataError
 from cotune.guarded import SERVER
 from cotune.protocols import Transport
 from cotune.records import Example
+from cotune.rows import from_json
 from cotune.table import read_entries
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ def _raw_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = from_json(line)
         except ValueError as error:
             raise DataError(f"{where}: not JSON ({error}); expected one example a line.") from error
         if not isinstance(row, dict):

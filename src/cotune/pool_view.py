@@ -14,7 +14,7 @@ from cotune import reasoning
 from cotune.errors import RunError
 from cotune.pool import Attempts, Writer
 from cotune.protocols import Reader
-from cotune.records import Example, Round, Sampling, whole
+from cotune.records import Example, Round, Sampling, readable
 
 CONTEXT_SIZE = 128
 """Dimensions of a context, whatever the model."""
@@ -185,4 +185,4 @@ def texts_of(facts: Mapping[str, Any], name: str, count: int, limit: int) -> lis
     long = [len(text) for text in texts if len(text) > limit]
     if long:
         raise ValueError(f"{name}: a text of {long[0]} characters, limit {limit}")
-    return [whole(text) for text in texts]
+    return [readable(text) for text in texts]

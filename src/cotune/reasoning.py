@@ -27,7 +27,7 @@ from cotune.records import DELIMITER, Example
 from cotune.rows import Row, optional_text, own_id, wrong
 
 MARKER = "Final answer:"
-"""Stands before the answer of every path; in what a model wrote, case and blanks do not matter."""
+"""Stands before the answer of every path; in what a model wrote, case, blanks and emphasis do not matter."""
 
 STOP = ("\nQuestion:",)
 """Where an untuned model goes on with a question of its own, its path is over."""
@@ -36,7 +36,7 @@ _ASKS = f'Think step by step. Then end with a line "{MARKER}" and '
 _CHOICE_ENDING = f"{_ASKS}the right choice.\nReasoning:"
 _FREE_ENDING = f"{_ASKS}the answer alone.\nReasoning:"
 
-_MARKER = re.compile(r"final[ \t]+answer[ \t]*:", re.IGNORECASE)
+_MARKER = re.compile(r"final[ \t]+answer[ \t]*+[*_]{0,3}+[ \t]*+:", re.IGNORECASE)
 _LETTER = re.compile(r"[ (\[{*_\"'`$]*([A-Za-z])(?![^\W_]|['\u2019]\w)(.*)")
 _CLOSES = (")", "]", "}", ".", ":", "!", "*", "_", '"', "'", "`", "$", " - ")
 _GOES_ON = (". ", " because ", ", because ")

@@ -60,11 +60,6 @@ class Adapter:
     alpha: float
 
     @property
-    def scaling(self) -> float:
-        """Factor of the product BA: alpha / rank (Hu et al. 2021)."""
-        return self.alpha / self.rank
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         return sum(a.nbytes for a in self.arrays.values())
@@ -195,7 +190,7 @@ class Written:
     finished: bool
 
 
-def whole(text: str) -> str:
+def readable(text: str) -> str:
     """The text with a question mark for each half of a pair of surrogates, which no tokenizer reads."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -208,9 +203,8 @@ Keep = Callable[[Mapping[int, Written]], None]
 class Event:
     """One thing that happened in a run, for whoever watches.
 
-    `phase` is one of `phase names of design.md section 4` (tune, gather, co-tune, evaluate, checkpoint, ...);
-    `done` of `total` steps of it are finished. `facts` holds e.g. loss_slm, loss_llm, tokens, up_bytes,
-    down_bytes, client, note.
+    `phase` is e.g. tune, gather, co-tune, evaluate, checkpoint; `done` of `total` steps of it are finished.
+    `facts` holds e.g. loss_slm, loss_llm, tokens, up_bytes, down_bytes, client, note.
     """
 
     round: int

@@ -6,9 +6,35 @@ import json
 from collections.abc import Mapping
 
 from cotune.errors import DataError, suggestion
-from cotune.records import DELIMITER, Example
+from cotune.records import DELIMITER, Example, readable
 
 Row = Mapping[str, object]
+
+
+def from_json(line: str) -> object:
+    """What a line of JSON says, with a question mark for each half of a pair of surrogates.
+
+    JSON can write such halves (`\\ud83d`), and no tokenizer reads them; all rows of users come through here.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deep.
+    """
+    try:
+        return _encodable(json.loads(line))
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _encodable(value: object) -> object:
+    match value:
+        case str():
+            return readable(value)
+        case list():
+            return [_encodable(part) for part in value]
+        case dict():
+            return {readable(key): _encodable(part) for key, part in value.items()}
+        case _:
+            return value
 
 
 def wrong(where: str, field: str, came: object, expected: str) -> DataError:

@@ -89,7 +89,7 @@ class Scrubber:
         if max_chars < MIN_CHARS:
             raise ConfigError(f"max_chars: got {max_chars}; expected at least {MIN_CHARS} characters")
         self.max_chars = max_chars
-        own = [_Rule("pattern", _compiled(pattern, number)) for number, pattern in enumerate(patterns)]
+        own = [_Rule("pattern", _named(pattern, number)) for number, pattern in enumerate(patterns)]
         self.rules = (*own, *_RULES)
 
     def scrub(self, text: str) -> Scrubbed:
@@ -143,17 +143,26 @@ def _replaced(rule: _Rule, text: str, counts: Counter[str]) -> str:
     return "".join(parts)
 
 
-def _compiled(pattern: str, number: int) -> re.Pattern[str]:
+def compiled(pattern: str) -> re.Pattern[str]:
+    """A user's pattern.
+
+    Raises:
+        ValueError: it is no regular expression, or matches everything; says which and the cure.
+    """
     try:
         found = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise ConfigError(
-            f"patterns[{number}]: {pattern!r} is no regular expression ({error}); write it as Python's re "
-            "expects, with a backslash before signs that stand for themselves."
+        raise ValueError(
+            f"is no regular expression ({error}); write it as Python's re expects, with a backslash before "
+            "signs that stand for themselves"
         ) from error
     if found.match(""):
-        raise ConfigError(
-            f"patterns[{number}]: {pattern!r} matches the empty text; expected at least one character, "
-            "e.g. + in place of *."
-        )
+        raise ValueError("matches the empty text; expected at least one character, e.g. + in place of *")
     return found
+
+
+def _named(pattern: str, number: int) -> re.Pattern[str]:
+    try:
+        return compiled(pattern)
+    except ValueError as error:
+        raise ConfigError(f"patterns[{number}]: {pattern!r} {error}.") from error

@@ -11,7 +11,7 @@ from typing import Any
 
 from cotune import gym, wheels
 from cotune.errors import DataError
-from cotune.rows import Row
+from cotune.rows import Row, from_json
 
 EVALS_WHEEL = "evals==3.0.1.post1"
 """MIT; ships real question sets as JSON Lines."""
@@ -137,13 +137,13 @@ def _json_lines(lines: list[tuple[int, bytes]], name: str, limit: int | None) ->
 
 def _json_object(line: bytes) -> Row:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = from_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start + 1} of the line)") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg}, column {error.colno})") from error
-    except RecursionError as error:
-        raise ValueError("not JSON (nested too deep)") from error
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from error
     if not isinstance(value, dict):
         raise ValueError(f"got a JSON {type(value).__name__}")
     return value

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from cotune.endpoint_settings import EndpointSettings
 from cotune.plugins import PluginConfig
+
+
+def _pattern(text: str) -> str:
+    from cotune.scrub import compiled  # here, so that the command line starts fast
+
+    try:
+        compiled(text)
+    except ValueError as error:
+        raise PydanticCustomError("pattern", "The pattern {why}", {"why": str(error)}) from error
+    return text
 
 
 class TeachConfig(PluginConfig):
@@ -34,7 +47,9 @@ class TeachConfig(PluginConfig):
     private_paths: bool = Field(
         True, description="clients tune on the rationales of their examples too; false: never use them"
     )
-    scrub: list[str] = Field([], description="regular expressions; what they match never leaves a client")
+    scrub: list[Annotated[str, AfterValidator(_pattern)]] = Field(
+        [], description="regular expressions; what they match never leaves a client"
+    )
     max_chars: int = Field(2000, ge=64, description="longest path that is sent, in characters")
     teacher: EndpointSettings | None = Field(
         None, description="a chat endpoint that writes paths in place of the LLM, which then learns nothing"

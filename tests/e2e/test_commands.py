@@ -186,7 +186,7 @@ def test_malformed_rows_are_named_with_file_line_and_field(cotune, config, tmp_p
     )
 
 
-def test_eval_scores_a_model_with_and_without_an_adapter(cotune, config, small, tmp_path):
+def test_eval_scores_a_model_with_and_without_an_adapter(cotune, small, tmp_path):
     words = [
         "eval",
         "--model",

@@ -19,7 +19,7 @@ from cotune.audit_page import Point, cell, cut, dot_chart, page_values, render, 
 from cotune.chart import WIDTH
 from cotune.examined import Comparison, Verdict
 from cotune.tables import percent
-from pages import Tags
+from pages import JUNK, Tags
 from subjects import FakeSubject
 
 DASH = "\N{EN DASH}"
@@ -500,11 +500,6 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 PLACES = list(places(record()))
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-1e6, 1e6) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=6,
-)
 
 
 @given(st.lists(st.tuples(st.sampled_from(PLACES), JUNK), max_size=4))

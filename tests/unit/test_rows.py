@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cotune import rows
 from cotune.errors import DataError
@@ -85,6 +89,23 @@ def test_long_values_are_cut_in_messages() -> None:
 def test_an_id_of_another_type_is_refused(value: object) -> None:
     with pytest.raises(DataError, match=r"field 'id': got .*expected a string, a whole number"):
         rows.own_id({"id": value}, WHERE)
+
+
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.booleans() | st.none(),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_json_is_read_as_it_stands_there(value: object) -> None:
+    assert rows.from_json(json.dumps(value)) == value
+
+
+@given(st.text(st.characters()), st.text(st.characters(categories=["Cs"]), max_size=3))
+def test_whatever_is_read_can_be_encoded(before: str, half: str) -> None:
+    found = rows.from_json(json.dumps({half: [before + half]}))
+    json.dumps(found, ensure_ascii=False).encode()
 
 
 def test_ids_may_be_numbers_or_missing() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import os
 import sys
 import types
@@ -36,6 +37,20 @@ def test_gzip_is_recognised_by_its_bytes(tmp_path: Path) -> None:
 def test_a_line_separator_inside_a_string_does_not_cut_the_line(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", '\ufeff{"a": "x\u2028y\x0bz\x85"}\n'.replace("\x0b", ""))
     assert [row for _, row in sources.read(source)] == [{"a": "x\u2028yz\x85"}]
+
+
+def test_half_a_pair_of_surrogates_becomes_a_question_mark(tmp_path: Path) -> None:
+    """No tokenizer reads it, and it cannot be sent; all else stays as it is."""
+    kept = {"\u00e9": ["\U0001f600 \u2028\x00 e\u0301", 1.5, None, {"b": True}]}
+    line = '{"a": "x\\ud83dy", "\\udc00": ["\\ud83d\\ude00\\ud83d", {"b": "\\ude00"}], "kept": KEPT}\n'
+    source = write(tmp_path / "a.jsonl", line.replace("KEPT", json.dumps(kept)))
+    [(_, row)] = sources.read(source)
+    assert row == {"a": "x?y", "?": ["\U0001f600?", {"b": "?"}], "kept": kept}
+    rows, lines = sources.read_with_lines(source)
+    assert ([row for _, row in rows], lines) == (
+        [row],
+        [line.replace("KEPT", json.dumps(kept)).encode()[:-1]],
+    )
 
 
 def test_a_missing_file_is_refused_with_the_cure() -> None:
@@ -156,7 +171,7 @@ def test_lines_come_with_the_rows_as_they_stand_there(tmp_path: Path) -> None:
     assert lines == [b'{"a" :1}\r', b'  {"a":  2} ', b'{"a": 3}']
 
 
-def test_rows_and_lines_come_out_of_one_reading(tmp_path: Path) -> None:
+def test_rows_and_lines_come_out_of_one_reading() -> None:
     """A pipe can be read only once, and a file may change between two readings."""
     ends = os.pipe()
     os.write(ends[1], b'{"a": 1}\n{"a": 2}\n')

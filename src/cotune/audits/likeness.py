@@ -24,7 +24,7 @@ from cotune.cast import Cast, cast
 from cotune.examined import Estimate, Subject
 from cotune.intervals import difference_p, estimate, redrawn_set_means, set_means
 from cotune.likeness import PROXIES, calibrated, embedding_f, sentences, strangers
-from cotune.records import Array, Facts, derived_rng, whole
+from cotune.records import Array, Facts, derived_rng, readable
 
 LOWER, UPPER, STUDENT, BASELINE = range(4)
 """Columns of what is measured at a prompt; without a baseline the last one is not there."""
@@ -219,9 +219,9 @@ def _examples(answered: Answered, parts: Cast, names: Sequence[str], rows: Array
     ends = dict.fromkeys([*order[:EXAMPLES], *order[-EXAMPLES:]])
     return [
         {
-            "prompt": whole(answered.prompts[row])[:CUT],
-            "student": whole(answered.said(parts.student)[row])[:CUT],
-            "reference": whole(answered.said(parts.reference)[row])[:CUT],
+            "prompt": readable(answered.prompts[row])[:CUT],
+            "student": readable(answered.said(parts.student)[row])[:CUT],
+            "reference": readable(answered.said(parts.reference)[row])[:CUT],
             "values": dict(zip(names, rows[row, :, STUDENT].tolist(), strict=True)),
         }
         for row in ends

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from cotune.endpoint_settings import EndpointSettings
+from cotune.endpoint_settings import EndpointSettings, key_of
 from cotune.errors import ConfigError, CotuneError, RunError
-from cotune.records import Keep, Sampling, Written, whole
+from cotune.records import Keep, Sampling, Written, readable
 
 if TYPE_CHECKING:
     from httpx2 import AsyncClient, Response
@@ -27,17 +29,24 @@ LONGEST_WAIT = 120.0
 """Seconds between two tries at most; an endpoint that wants more has the run stopped, to be resumed."""
 MANY = 8
 """Texts of one call of which at least one must make sense; of fewer none may."""
+MOST_TOKENS = 10**9
+"""Of one answer, either way; an endpoint that says more has not counted."""
 _CONNECT_SECONDS = 10.0
 _LETTERS_PER_TOKEN = 4
 """A rule of thumb for English, used where an endpoint does not count."""
+_OF_A_PROMPT = (
+    "content_filter ResponsibleAIPolicyViolation invalid_prompt context_length_exceeded "
+    "string_above_max_length exceed_context_size_error"
+)
+"""Why one prompt is refused while others are answered, in the words of OpenAI, Azure and llama.cpp."""
 
 
 @dataclass(slots=True)
 class Usage:
     """What an endpoint has answered so far.
 
-    num_empty: answers without a text that can be used; num_estimated: answers whose tokens it did not count,
-    so that they are estimated from the length of the texts.
+    num_empty: answers without a text that can be used, refusals of a single prompt among them; num_estimated:
+    answers whose tokens it did not count, so that they are estimated from the length of the texts.
     """
 
     num_answers: int = 0
@@ -52,6 +61,34 @@ class _Trouble(NamedTuple):
 
     what: str
     wait: float = 0.0
+
+
+@dataclass(slots=True)
+class _Call:
+    """What one call of `write` has found so far.
+
+    held: texts that are not handed on to `keep` yet, because none made sense so far; None where one did, or
+    where they are too few to tell. refused: how many prompts were refused, by the endpoint's word for it.
+    """
+
+    keep: Keep | None
+    held: dict[int, Written] | None
+    found: dict[int, Written] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: int, new: Written, makes_sense: bool) -> None:
+        """Hand on a text, and those held back before it; or hold it back, too."""
+        self.found[row] = new
+        if self.held is not None and not makes_sense:
+            self.held[row] = new
+            return
+        self.let_go({row: new})
+
+    def let_go(self, new: dict[int, Written]) -> None:
+        """Hand on all that is held back, and some more."""
+        some, self.held = {**(self.held or {}), **new}, None
+        if self.keep and some:
+            self.keep(some)
 
 
 class EndpointWriter:
@@ -74,6 +111,8 @@ class EndpointWriter:
     ) -> None:
         self.settings, self.backoff_seconds, self.usage = settings, backoff_seconds, Usage()
         self.makes_sense = makes_sense
+        self._has_answered = False
+        self._silent: set[str] = set()  # prompts that had no text, and were let pass
         check(settings)
 
     @property
@@ -93,30 +132,31 @@ class EndpointWriter:
         """What the endpoint answers to each prompt, as one message of a user.
 
         Raises:
-            RunError: it cannot be reached, is overloaded or fails, also after further tries; or none of its
-                texts makes sense, and then it keeps none.
-            ConfigError: it refuses the key, the model or the request.
+            RunError: it cannot be reached, is overloaded or fails, also after further tries; it refuses what
+                it took before; or none of its texts makes sense, and then it keeps none.
+            ConfigError: it refuses the key, the model or the request. (One that it refuses only because of
+                its prompt has an empty text.)
         """
-        return asyncio.run(self._write_all(prompts, sampling, keep))
+        return _run(self._write_all(prompts, sampling, keep))
 
     async def _write_all(
         self, prompts: Sequence[str], sampling: Sampling, keep: Keep | None
     ) -> list[Written]:
         import httpx2
 
-        found: dict[int, Written] = {}
-        held: dict[int, Written] | None = {} if self.makes_sense and len(prompts) >= MANY else None
+        call = _Call(keep, {} if len(prompts) >= MANY else None)
         troubles: list[CotuneError] = []
         waiting = iter(enumerate(prompts))  # each prompt goes to the first worker that is free
-        key = _key(self.settings)
+        key = key_of(self.settings)
 
         async def work() -> None:
-            nonlocal held
             for row, prompt in waiting:
                 try:
                     response = await self._answer(client, self._body(prompt, sampling))
-                    found[row] = self._read(response, prompt, sampling)
-                    held = self._let_go(held, row, found[row], keep)
+                    written, why = self._read(response, prompt, sampling), _refusal(response)
+                    call.refused.update([why] if why else [])
+                    is_sense = not why and (self.makes_sense is None or self.makes_sense(written.text))
+                    call.add(row, written, is_sense)
                 except CotuneError as trouble:
                     troubles.append(trouble)
                 if troubles:  # what is under way is waited for and kept; nothing new is asked
@@ -137,24 +177,24 @@ class EndpointWriter:
                 group.create_task(work())
         if troubles:
             raise troubles[0]
-        if held is not None:
-            num_empty = sum(not one.text for one in held.values())
-            raise RunError(
-                f"{self._where}: none of its {len(held)} texts ends on an answer, and {num_empty} "
-                "are empty. See what it says to such a question, and that it may say enough (path_tokens)"
-            )
-        return [found[row] for row in range(len(prompts))]
+        self._doubt(call, prompts)
+        return [call.found[row] for row in range(len(prompts))]
 
-    def _let_go(
-        self, held: dict[int, Written] | None, row: int, new: Written, keep: Keep | None
-    ) -> dict[int, Written] | None:
-        """Hand on a text, and those held back before it; hold all back (returned) while none makes sense."""
-        if held is not None and self.makes_sense and not self.makes_sense(new.text):
-            held[row] = new
-            return held
-        if keep:
-            keep({**(held or {}), row: new})
-        return None
+    def _doubt(self, call: _Call, prompts: Sequence[str]) -> None:
+        """Refuse many texts of which none makes sense; a prompt known to have none is not one of them."""
+        held = call.held or {}
+        doubted = [one for row, one in held.items() if one.text or prompts[row] not in self._silent]
+        if len(doubted) >= MANY:
+            num_empty = sum(not one.text for one in held.values())
+            words = ", ".join(sorted(call.refused))
+            refused = f"; it refused {call.refused.total()} ({words})" if words else ""
+            raise RunError(
+                f"{self._where}: none of its {len(held)} texts ends on an answer, and {num_empty} are empty"
+                f"{refused}. See what it says to such a question, that question and answer fit into it, and "
+                "that it may say enough (path_tokens)"
+            )
+        call.let_go({})
+        self._silent |= {prompts[row] for row, one in call.found.items() if not one.text}
 
     def _body(self, prompt: str, sampling: Sampling) -> dict[str, Any]:
         """A request; what would change nothing is left out, because not every server knows it."""
@@ -208,6 +248,9 @@ class EndpointWriter:
         except httpx2.RequestError as error:
             return _Trouble(f"the connection broke ({type(error).__name__})")
         if response.is_success and _at(_parsed(response), "choices", 0) is not None:
+            self._has_answered = True
+            return response
+        if _refusal(response):
             return response
         status, code = response.status_code, _error_code(response)
         what = f"HTTP {status}, {code}" if code else f"HTTP {status}"
@@ -218,7 +261,8 @@ class EndpointWriter:
             raise RunError(f"{self._where}: what the key may spend is used up ({what}). Raise its limit")
         if status in (408, 409, 425, 429) or status >= 500:
             return _Trouble(what, wait)
-        kind = RunError if status in (401, 403) else ConfigError  # a key can be changed while a run pauses
+        # a key can be changed while a run pauses, and what was taken before may be taken again
+        kind = RunError if status in (401, 403) or self._has_answered else ConfigError
         raise kind(f"{self._where}: {self._cure(status, what)}")
 
     @property
@@ -241,13 +285,13 @@ class EndpointWriter:
         )
 
     def _read(self, response: Response, prompt: str, sampling: Sampling) -> Written:
-        """The text of an answer, empty if there is none; counted either way."""
-        answer = _parsed(response)
+        """The text of an answer, empty if there is none or the prompt is refused; counted either way."""
+        answer = _parsed(response) if response.is_success else None
         said = _at(answer, "choices", 0, "message", "content")
-        text = sampling.cut(whole(said)) if isinstance(said, str) else ""
+        text = sampling.cut(readable(said)) if isinstance(said, str) else ""
         text = text if text.strip() else ""
         counts = [_at(answer, "usage", name) for name in ("prompt_tokens", "completion_tokens")]
-        is_counted = all(isinstance(count, int) and count >= 0 for count in counts)
+        is_counted = all(type(count) is int and 0 <= count <= MOST_TOKENS for count in counts)
         counts = counts if is_counted else [-(-len(part) // _LETTERS_PER_TOKEN) for part in (prompt, text)]
         self.usage.num_answers += 1
         self.usage.num_empty += not text
@@ -265,7 +309,7 @@ def check(settings: EndpointSettings) -> None:
         ConfigError: it does not show what may be a secret.
     """
     _check_address(settings.url)
-    _key(settings)
+    key_of(settings)
 
 
 def _check_address(url: str) -> None:
@@ -287,31 +331,32 @@ def _check_address(url: str) -> None:
         )
 
 
-def _key(settings: EndpointSettings) -> str:
-    """The key, read where it is used and kept nowhere; empty if there is none.
+def _run(work: Coroutine[Any, Any, list[Written]]) -> list[Written]:
+    """What a coroutine returns; run in another thread where this one has a loop already, as in a notebook."""
+    if not _has_loop():
+        return asyncio.run(work)
+    with closing(asyncio.new_event_loop()) as loop, ThreadPoolExecutor(1) as pool:
+        task = loop.create_task(work)
+        done = pool.submit(loop.run_until_complete, task)
+        try:
+            return done.result()
+        except BaseException:  # Ctrl-C comes to this thread
+            loop.call_soon_threadsafe(task.cancel)
+            raise
 
-    Raises:
-        ConfigError: the variable's name or its value cannot be right; neither is shown if it may be the key.
-    """
-    name = settings.api_key_env
-    if name is None:
-        return ""
-    if not re.fullmatch("[A-Z_][A-Z0-9_]*", name):
-        raise ConfigError(
-            "endpoint api_key_env: expected the name of an environment variable in capitals, such as "
-            "OPENAI_API_KEY. What stands there is not shown, because it may be the key itself"
-        )
-    key = os.environ.get(name, "").strip()
-    if not re.fullmatch("[!-~]+", key):
-        state = "holds characters that no key has" if key else "is not set"
-        raise ConfigError(f"endpoint api_key_env: the environment variable {name} {state}. Put the key there")
-    return key
+
+def _has_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _parsed(response: Response) -> Any:
     try:
         return response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -330,6 +375,15 @@ def _error_code(response: Response) -> str:
     answer = _parsed(response)
     codes = [_at(answer, "error", "code"), _at(answer, "error", "type")]
     return next((code for code in codes if isinstance(code, str) and re.fullmatch("[a-z_]{1,40}", code)), "")
+
+
+def _refusal(response: Response) -> str:
+    """The word for why this one prompt is refused; empty for an answer, and where it is not the prompt."""
+    if response.status_code not in (400, 413, 422):
+        return ""
+    error = _at(_parsed(response), "error")
+    words = [_at(error, "code"), _at(error, "type"), _at(error, "innererror", "code")]
+    return next((word for word in words if isinstance(word, str) and word in _OF_A_PROMPT.split()), "")
 
 
 def _wanted_wait(retry_after: str) -> float:

@@ -202,7 +202,6 @@ def stacked_product(x: Tensor, out: Tensor, pair: tuple[Tensor, Tensor], how: tu
 def save_peft(adapter: Adapter, folder: Path, base_model: str) -> None:
     """Write an adapter as PEFT does: `adapter_model.safetensors` and `adapter_config.json`."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = sorted({name.removeprefix("base_model.model.").rsplit(".", 2)[0] for name in adapter.arrays})
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -212,7 +211,7 @@ def save_peft(adapter: Adapter, folder: Path, base_model: str) -> None:
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
-        "target_modules": paths,
+        "target_modules": _paths(adapter),
     }
     arrays = {k: np.ascontiguousarray(v) for k, v in adapter.arrays.items()}
     # The base goes into the weights' metadata, for PEFT warns of keys it does not know in the configuration.
@@ -252,6 +251,23 @@ def load_peft(folder: Path, base: str) -> Adapter:
         raise ModelError(f"{folder}: only plain LoRA adapters are supported, got {came}.")
     floats = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
     return Adapter(floats, base, rank, alpha)
+
+
+def load_stack(lm: CausalLM, folder: Path) -> tuple[LoraStack, Adapter]:
+    """A saved adapter with a stack that it fits, on its model; `stack.load([adapter])` mounts it.
+
+    Raises:
+        ModelError: as `load_peft`, or the adapter does not belong to the model.
+    """
+    adapter = load_peft(folder, lm.fingerprint)
+    stack = LoraStack(lm, adapter.rank, adapter.alpha, _paths(adapter))
+    stack.check(adapter)
+    return stack, adapter
+
+
+def _paths(adapter: Adapter) -> list[str]:
+    """The layers that an adapter changes."""
+    return sorted({name.removeprefix("base_model.model.").rsplit(".", 2)[0] for name in adapter.arrays})
 
 
 def _targets(lm: CausalLM, targets: str | Sequence[str]) -> list[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from cotune.errors import Paused, RunError
 from cotune.models.kept import Kept
 from cotune.pool import Writer
-from cotune.records import Keep, Progress, Sampling, Written, silent, whole
+from cotune.records import Keep, Progress, Sampling, Written, readable, silent
 
 FLUSH_SECONDS = 0.5
 """Longest time that a text which is there is not on disk yet; each writing costs about a hundredth of a
@@ -143,6 +143,6 @@ def _decoded(value: bytes) -> Written | None:
     """None for what cannot have been kept here."""
     try:
         text, tokens_in, tokens_out, finished = json.loads(value)
-        return Written(whole(str(text)), int(tokens_in), int(tokens_out), bool(finished))
+        return Written(readable(str(text)), int(tokens_in), int(tokens_out), bool(finished))
     except (ValueError, TypeError):
         return None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import signal
 import sys
+import threading
 import time
 from email.utils import formatdate
 
@@ -110,6 +113,28 @@ def test_tokens_that_are_not_counted_are_estimated():
         (found,) = writes.write(["x" * 41], HOW)
     assert (found.tokens_in, found.tokens_out) == (11, 11)  # 41 and 44 letters, four a token
     assert writes.usage.num_estimated == 1
+
+
+@pytest.mark.parametrize("count", [10**400, 10**9 + 1, -1, True, 7.0, "7", None])
+def test_a_count_that_cannot_be_one_is_estimated(count):
+    """One that is no count makes both be estimated, and the report can be written."""
+
+    def script(prompt, nth):
+        return 200, {**answer(prompt)[1], "usage": {"prompt_tokens": count, "completion_tokens": 3}}
+
+    with serving(script) as server:
+        writes = writer(server.url, price_in=1.0)
+        (found,) = writes.write(["x" * 41], HOW)
+    assert (found.tokens_in, found.tokens_out, writes.usage.num_estimated) == (11, 11, 1)
+    assert writes.cost == pytest.approx(11 / 1e6)
+
+
+def test_many_tokens_may_be_counted():
+    usage = {"prompt_tokens": 10**9, "completion_tokens": 0}
+    with serving(lambda prompt, nth: (200, {**answer(prompt)[1], "usage": usage})) as server:
+        writes = writer(server.url)
+        writes.write(["a"], HOW)
+    assert (writes.usage.tokens_in, writes.usage.num_estimated) == (10**9, 0)
 
 
 def test_cost_is_counted():
@@ -220,7 +245,8 @@ def test_a_quota_that_is_used_up_is_not_tried_again():
             {"error": {"code": "model_not_found"}},
             r"no such model .*model_not_found\)\. Compare with .*/models",
         ),
-        (400, {"error": {"type": "context_length_exceeded"}}, r"context_length_exceeded.*longest prompt"),
+        (400, {"error": {"type": "invalid_request_error"}}, r"invalid_request_error.*longest prompt"),
+        (403, {"error": {"code": "content_filter"}}, r"it wants a key"),
         (422, b"not json", r"refuses the request \(HTTP 422\)"),
         (301, {}, r"refuses the request \(HTTP 301\)"),
     ],
@@ -228,7 +254,7 @@ def test_a_quota_that_is_used_up_is_not_tried_again():
 def test_a_refusal_is_the_users_to_mend(status, body, words):
     with (
         serving(lambda prompt, nth: (status, body)) as server,
-        pytest.raises(RunError if status == 401 else ConfigError, match=words) as caught,
+        pytest.raises(RunError if status in (401, 403) else ConfigError, match=words) as caught,
     ):
         writer(server.url).write(["a"], HOW)
     assert server.asked == {"a": 1}
@@ -254,6 +280,8 @@ NO_ANSWER = {
     "no choices": {"choices": []},
     "choices that are none": {"choices": None},
     "nothing": b"",
+    "nested too deep": b"[" * 100_000,
+    "a number too long": b'{"choices": [1], "n": ' + b"1" * 5000 + b"}",
 }
 
 
@@ -288,7 +316,7 @@ def test_texts_of_which_none_makes_sense_are_not_kept(tmp_path):
     assert set(server.asked.values()) == {2}
 
 
-def test_of_few_texts_none_need_make_sense(tmp_path):
+def test_of_few_texts_none_need_make_sense():
     few = PROMPTS[: endpoint.MANY - 1]
     with serving() as server:
         writes = writer(server.url)
@@ -320,6 +348,118 @@ def test_nonsense_is_an_empty_text_and_counted(body, tmp_path):
         assert (writes.usage.num_answers, writes.usage.num_empty) == (3, 1)
         assert texts(cached.write(["a", "b", "c"], HOW)) == ["so a", "so b", "so c"]
     assert server.asked == {"a": 1, "b": 2, "c": 1}
+
+
+OF_A_PROMPT = {
+    "OpenAI, too long": (400, {"error": {"code": "context_length_exceeded"}}),
+    "OpenAI, longer still": (400, {"error": {"code": "string_above_max_length"}}),
+    "OpenAI, flagged": (400, {"error": {"code": "invalid_prompt", "type": "invalid_request_error"}}),
+    "Azure": (400, {"error": {"code": "content_filter", "type": None}}),
+    "Azure, inside": (
+        400,
+        {"error": {"code": None, "innererror": {"code": "ResponsibleAIPolicyViolation"}}},
+    ),
+    "by its type": (413, {"error": {"code": 413, "type": "context_length_exceeded"}}),
+    "llama.cpp": (422, {"error": {"code": 400, "type": "exceed_context_size_error"}}),
+    "with a text": (400, {**answer("b")[1], "error": {"code": "content_filter"}}),
+}
+
+
+@pytest.mark.parametrize("refusal", OF_A_PROMPT.values(), ids=OF_A_PROMPT)
+def test_a_prompt_that_is_refused_has_an_empty_text_and_the_others_go_on(refusal, tmp_path):
+    with serving(lambda prompt, nth: refusal if prompt == "b" else answer(prompt)) as server:
+        writes = writer(server.url)
+        cached = CachedWriter(writes, PathCache(tmp_path / "p.sqlite"))
+        found = cached.write(["a", "b", "c"], HOW)
+        assert texts(found) == ["so a", "", "so c"]
+        assert (found[1].tokens_out, found[1].finished) == (0, False)
+        assert (writes.usage.num_answers, writes.usage.num_empty) == (3, 1)
+        assert texts(cached.write(["a", "b", "c"], HOW)) == ["so a", "", "so c"]
+    assert server.asked == {"a": 1, "b": 2, "c": 1}
+
+
+@pytest.mark.parametrize("sense", [None, bool, lambda text: True])
+def test_prompts_that_are_all_refused_are_no_success_and_nothing_is_kept(tmp_path, sense):
+    trouble = (400, {"error": {"code": "content_filter", "message": "secret words"}})
+    with serving(lambda prompt, nth: trouble) as server:
+        writes = writer(server.url)
+        writes.makes_sense = sense
+        cached = CachedWriter(writes, PathCache(tmp_path / "p.sqlite"), keep_empty=True)
+        for _ in range(2):
+            with pytest.raises(
+                RunError, match=r"none of its 12 .* 12 are empty.*refused 12 \(content_filter\).* 0 of 12"
+            ) as caught:
+                cached.write(PROMPTS, HOW)
+    assert "secret" not in str(caught.value)
+    assert set(server.asked.values()) == {2}
+
+
+def test_prompts_that_were_refused_before_are_not_held_against_an_endpoint(tmp_path):
+    """In the next round only they are asked for again; new ones that have no text are another matter."""
+    trouble = (400, {"error": {"code": "content_filter"}})
+    sad = PROMPTS[: endpoint.MANY]
+    with serving(
+        lambda prompt, nth: answer(prompt) if prompt in PROMPTS[endpoint.MANY :] else trouble
+    ) as server:
+        writes = writer(server.url)
+        writes.makes_sense = bool
+        cached = CachedWriter(writes, PathCache(tmp_path / "p.sqlite"))
+        first = cached.write(PROMPTS, HOW)
+        assert [not text for text in texts(first)] == [prompt in sad for prompt in PROMPTS]
+        assert texts(cached.write(PROMPTS, HOW)) == texts(first)
+        with pytest.raises(RunError, match="none of its 16 texts"):
+            cached.write([*sad, *(f"new {prompt}" for prompt in sad)], HOW)
+
+
+def test_a_refusal_after_an_answer_is_trouble_that_may_pass():
+    """The endpoint has taken such a request before, so the configuration is not what is wrong."""
+    refusals = {"b": (400, {"error": {"type": "invalid_request_error"}}), "c": (404, {})}
+    with serving(lambda prompt, nth: refusals.get(prompt, answer(prompt))) as server:
+        writes = writer(server.url)
+        writes.write(["a"], HOW)
+        for prompt, words in (("b", "refuses the request"), ("c", "no such model")):
+            with pytest.raises(RunError, match=words):
+                writes.write([prompt], HOW)
+    assert server.asked == {"a": 1, "b": 1, "c": 1}
+
+
+def within_a_loop(call):
+    """What a call returns that a cell of a notebook makes."""
+
+    async def cell():
+        return call()
+
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(cell())
+    finally:
+        loop.close()
+
+
+def test_a_notebook_has_a_loop_already(tmp_path):
+    with serving(lambda prompt, nth: (404, {}) if prompt == "x" else answer(prompt)) as server:
+        writes = CachedWriter(writer(server.url), PathCache(tmp_path / "p.sqlite"))
+        assert texts(within_a_loop(lambda: writes.write(PROMPTS, HOW))) == [f"so {one}" for one in PROMPTS]
+        with pytest.raises(ConfigError, match="no such model"):
+            within_a_loop(lambda: writer(server.url).write(["x"], HOW))
+    assert server.asked == dict.fromkeys([*PROMPTS, "x"], 1)
+
+
+@pytest.mark.parametrize("run", [within_a_loop, lambda call: call()], ids=["notebook", "script"])
+def test_ctrl_c_ends_the_writing(run):
+    def script(prompt, nth):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        stopped.wait(5)
+        return answer(prompt)
+
+    stopped = threading.Event()
+    with serving(script) as server:
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run(lambda: writer(server.url, concurrency=1).write(PROMPTS, HOW))
+        assert time.monotonic() - began < 4
+        stopped.set()
+    assert server.asked == {PROMPTS[0]: 1}
 
 
 def test_a_run_whose_server_dies_asks_only_for_what_is_missing(tmp_path):

@@ -124,7 +124,7 @@ def test_an_adapter_of_another_base_is_refused(small, folder):
         models("x")
 
 
-def test_a_folder_that_holds_no_whole_adapter_is_refused(small, folder, tmp_path):
+def test_a_folder_that_holds_no_whole_adapter_is_refused(folder, tmp_path):
     (tmp_path / "adapter_config.json").write_text((folder / "one" / "adapter_config.json").read_text())
     with pytest.raises(ModelError, match="no readable PEFT adapter"):
         in_turn(x=local(str(tmp_path)))("x")
