@@ -38,7 +38,7 @@ from cotune.checked import Known, check_requests
 from cotune.codec import decode, encode
 from cotune.errors import WireError
 from cotune.federation import Federation
-from cotune.host import Host, Store
+from cotune.host import Host
 from cotune.protocols import Reply
 from cotune.records import Adapter, Failure, Message, Round, adapter_header
 from cotune.secure_messages import (
@@ -126,7 +126,7 @@ def host(folder: Path) -> Host:
     )
     parts = Numbers()
     made: Any = (parts, (parts,), parts)
-    return Host(dataset, made, lambda *_: {"task": {"n": 1}}, Store(folder), (7, ROUNDS))  # type: ignore[arg-type]
+    return Host(dataset, made, lambda *_: {"task": {"n": 1}}, folder, (7, ROUNDS))  # type: ignore[arg-type]
 
 
 def requests() -> list[Message]:

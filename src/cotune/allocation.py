@@ -22,7 +22,7 @@ from cotune.lessons import Course, Lesson, Tutor, usable
 from cotune.pool import Allocated, Allocator, Writer
 from cotune.protocols import Reader, State, Verbs
 from cotune.pupils import SERVER, TOLD, Rules, promise_kept
-from cotune.records import Adapter, Example, Message, Round, Written, adapter_header, adapter_of
+from cotune.records import Adapter, Example, Message, Round, Written
 from cotune.scrub import shortened
 from cotune.shelf import Shelf
 
@@ -114,8 +114,7 @@ class Allocation:
         """
         state, round = families[0]
         if state.llm is not None and self.shelf.newest(SERVER, "reference", round.index + 1) is None:
-            header = {"adapter": adapter_header(state.llm)}
-            self.shelf.put(SERVER, "reference", round.index, header, state.llm.arrays)
+            self.shelf.put_adapter(SERVER, "reference", round.index, state.llm)
         own_losses = self._losses(state)
         told = {} if own_losses is None else {"losses": pool_view.told_losses(own_losses)}
         replies = [
@@ -153,7 +152,9 @@ class Allocation:
         if tutor is None or state.llm is None:
             return state, record
         rng = round.rng("distil", SERVER)
-        course = Course(state.llm, self._reference(), traded.lessons, (), rng, round.span)
+        reference = self.shelf.adapter(SERVER, "reference", round.index + 1)
+        assert reference is not None  # kept in `trade`
+        course = Course(state.llm, reference, traded.lessons, (), rng, round.span)
         [taught] = tutor.teach([course])
         sums: dict[str, float] = {}
         for client, trained in taught.trained.items():
@@ -287,12 +288,6 @@ class Allocation:
         reader.mount(state.llm)
         found = pool_view.mean_losses(reader, self.pool)
         reader.mount(None)
-        return found
-
-    def _reference(self) -> Adapter:
-        kept = self.shelf.newest(SERVER, "reference", 1 << 30)
-        found = adapter_of(kept) if kept else None
-        assert found is not None
         return found
 
     def _memory(self, client: str, round: Round) -> Mapping[str, Any]:

@@ -24,7 +24,7 @@ from cotune.errors import ConfigError
 from cotune.evaluate import answers, summary
 from cotune.federation import Federation
 from cotune.fleet import Fleet
-from cotune.host import SECURE, TEACH, Evaluator, Host, Hosts, Store
+from cotune.host import SECURE, TEACH, Evaluator, Host, Hosts
 from cotune.models import endpoint, zoo
 from cotune.models.learner import Learner
 from cotune.models.tune import Tick
@@ -273,7 +273,7 @@ def _crew(config: Config, fleet: Fleet, name: str, around: Surroundings) -> Crew
         dataset.only(clients),
         (strategy, tuple(selectors.values()), pupil),
         evaluator(slm, dataset, watch, config.runtime.score_tokens) if slm else _nothing,
-        Store(around.out / "clients"),
+        around.out / "clients",
         (config.seed, config.rounds),
         around.outbox,
     )

@@ -21,11 +21,11 @@ from cotune.choices import Choices
 from cotune.data import Dataset
 from cotune.errors import ConfigError, DataError
 from cotune.federation import Federation
-from cotune.host import Host, Store
+from cotune.host import Host
 from cotune.map import Map
 from cotune.places import places
-from cotune.protocols import Selector, SelectorParts, State
-from cotune.readers import SLM, Readers
+from cotune.protocols import SLM, Selector, SelectorParts, State
+from cotune.readers import Readers
 from cotune.records import Event, Example, Progress, Round
 from cotune.rows import Row
 from cotune.selection import Selection, select
@@ -113,9 +113,7 @@ def choose(
     parts = SelectorParts(readers, 1, among.tell)
     selectors: list[Selector] = [plugins.load("selector", s["name"], _options(s), parts=parts) for s in specs]
     with tempfile.TemporaryDirectory() as folder:
-        host = Host(
-            source.dataset, (None, selectors, None), lambda *_: {}, Store(Path(folder)), (question.seed, 1)
-        )
+        host = Host(source.dataset, (None, selectors, None), lambda *_: {}, Path(folder), (question.seed, 1))
         aggregator = plugins.load("aggregator", "mean", {})
         federation = Federation(InProcess(host, CHUNK), aggregator, among.hear)
         now = Round(1, 1, question.seed, source.dataset.clients)

@@ -5,27 +5,22 @@ Deployed, that is a list of one client; embedded, all of them, trained in stacks
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cotune import whole
 from cotune.checked import Known, check_requests
-from cotune.choices import Choices, client_folder
-from cotune.codec import decode, encode
+from cotune.choices import Choices
 from cotune.data import ByTask, Dataset
 from cotune.outbox import Outbox
 from cotune.protocols import TUNE, Client, Given, Pupil, Reply, Selector, Strategy
-from cotune.records import Adapter, Example, Message, Round, adapter_digest, adapter_header, adapter_of
-from cotune.shelf import KEPT
+from cotune.records import Adapter, Example, Message, Round, adapter_digest, adapter_of
+from cotune.shelf import Shelf
 
 Evaluator = Callable[[Adapter | None, ByTask], Mapping[str, Any]]
 """(adapter or none, held-out examples by task) -> numbers by task."""
-
 
 SECURE = "secure/"
 """`secure/keys` is the first step of a masked sum."""
@@ -33,36 +28,8 @@ SELECT = "select/"
 """`select/0/propose` is step `propose` of the first selector."""
 TEACH = "teach/"
 """`teach/choose` is the first step of a round's teaching."""
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """What clients keep between rounds: a small file per client and round, the newest `KEPT` of each."""
-
-    folder: Path
-
-    def read(self, client: str, before: int) -> Adapter | None:
-        """What the client kept in the last round before `before`."""
-        older = [index for index in self._rounds(client) if index < before]
-        if not older:
-            return None
-        return adapter_of(decode((self._folder(client) / f"{max(older):06d}.msg").read_bytes()))
-
-    def write(self, client: str, round: int, adapter: Adapter) -> None:
-        """Keep an adapter; the oldest go."""
-        folder = self._folder(client)
-        facts = {"adapter": adapter_header(adapter)}
-        data = encode(Message(client, round, "keep", adapter.arrays, facts))
-        whole.write(folder / f"{round:06d}.msg", data)
-        for index in self._rounds(client)[:-KEPT]:
-            (folder / f"{index:06d}.msg").unlink()
-
-    def _folder(self, client: str) -> Path:
-        return client_folder(self.folder, client)
-
-    def _rounds(self, client: str) -> list[int]:
-        names = [path.name for path in self._folder(client).glob("*.msg")]
-        return sorted(int(name[:6]) for name in names if re.fullmatch(r"\d{6}\.msg", name))
+KEPT_ADAPTER = "adapter"
+"""Under this name a client keeps the adapter that its strategy has it keep."""
 
 
 class Host:
@@ -73,14 +40,14 @@ class Host:
         dataset: Dataset,
         steps: tuple[Strategy | None, Sequence[Selector], Pupil | None],
         evaluate: Evaluator,
-        store: Store,
+        folder: Path,
         run: tuple[int, int],
         outbox: Outbox | None = None,
     ) -> None:
-        self.dataset, self.evaluate, self.store = dataset, evaluate, store
+        self.dataset, self.evaluate, self.shelf = dataset, evaluate, Shelf(folder, "strategy")
         self.outbox = outbox or Outbox()
         self.strategy, self.selectors, self.pupil = steps
-        self.choices = Choices(store.folder, len(self.selectors))
+        self.choices = Choices(folder, len(self.selectors))
         self.seed, self.num_rounds = run
 
     def clients(self) -> tuple[str, ...]:
@@ -98,12 +65,14 @@ class Host:
         if first.action.startswith(SELECT):
             return self._select(messages, now)
         clients = [
-            Client(m.client, self._chosen(m), now, self.store.read(m.client, m.round)) for m in messages
+            Client(m.client, self._chosen(m), now, self.shelf.adapter(m.client, KEPT_ADAPTER, m.round))
+            for m in messages
         ]
         replies = self._step(first.action, messages, clients)
         for message, reply in zip(messages, replies, strict=True):
             if reply.keep is not None:
-                self.store.write(message.client, message.round, reply.keep)
+                self.shelf.put_adapter(message.client, KEPT_ADAPTER, message.round, reply.keep)
+                self.shelf.trim(message.client, KEPT_ADAPTER)
         return self._replies(messages, replies, now)
 
     def _replies(self, messages: Sequence[Message], replies: Sequence[Reply], now: Round) -> list[Message]:
@@ -166,7 +135,9 @@ class Host:
         replies = []
         for message in messages:
             held_out = self.dataset.held_out(message.client)
-            adapter = adapter_of(message) or self.store.read(message.client, message.round + 1)
+            adapter = adapter_of(message) or self.shelf.adapter(
+                message.client, KEPT_ADAPTER, message.round + 1
+            )
             key = (adapter_digest(adapter), id(held_out))
             if key not in known:
                 known[key] = self.evaluate(adapter, held_out)

@@ -15,20 +15,12 @@ from typing import Any
 import numpy as np
 
 from cotune import pool_view, reasoning
+from cotune.errors import DataError
 from cotune.lessons import Course, Lesson, Tutor, usable
 from cotune.models.tune import TuneJob
 from cotune.pool import Allocator, Trained, Writer
 from cotune.protocols import Client, Given, Reader, Reply
-from cotune.records import (
-    Adapter,
-    Example,
-    Message,
-    Round,
-    Sampling,
-    adapter_header,
-    adapter_of,
-    derived_rng,
-)
+from cotune.records import Adapter, Example, Message, Round, Sampling, derived_rng
 from cotune.scrub import Scrubber
 from cotune.shelf import Shelf
 
@@ -112,18 +104,18 @@ class Pupils:
         new = []
         for told, client in zip(given, clients, strict=True):
             assert told.adapter is not None
-            self._keep(client.id, "start", client.round.index, told.adapter)
+            self.shelf.put_adapter(client.id, "start", client.round.index, told.adapter)
             if self.shelf.newest(client.id, "reference", client.round.index + 1) is None:
                 new.append((told.adapter, client))
         jobs = [TuneJob(self._private(client), adapter, client.rng("reference")) for adapter, client in new]
         for (_, client), tuned in zip(new, self.tutor.learner.tune(jobs), strict=True):
-            self._keep(client.id, "reference", client.round.index, tuned.adapter)
+            self.shelf.put_adapter(client.id, "reference", client.round.index, tuned.adapter)
 
     def _private(self, client: Client) -> tuple[Example, ...]:
         """The client's examples; those with a rationale as texts that reason, unless told not to."""
         if not self.rules.private_paths:
             return tuple(client.examples)
-        return tuple(_on_path(one) if one.rationale.strip() else one for one in client.examples)
+        return tuple(_on_path(one) or one for one in client.examples)
 
     def _choose(self, told: Given, client: Client) -> Reply:
         items = len(self.tutor.pool)
@@ -179,7 +171,7 @@ class Pupils:
 
     def _course(self, start: Adapter, client: Client) -> Course:
         index = client.round.index
-        reference = self._adapter(client.id, "reference", index + 1)
+        reference = self.shelf.adapter(client.id, "reference", index + 1)
         lessons = self.shelf.get(client.id, "lessons", index)
         probe = self.shelf.newest(client.id, "probe", index + 1)
         return Course(
@@ -210,7 +202,7 @@ class Pupils:
         """Paths of the client's model: in its first round the reference, later what it was sent."""
         index = client.round.index
         is_new = self.shelf.get(client.id, "reference", index) is not None
-        adapter = self._adapter(client.id, "reference" if is_new else "start", index + 1)
+        adapter = self.shelf.adapter(client.id, "reference" if is_new else "start", index + 1)
         prompts = [reasoning.path_prompt(self.tutor.pool[row]) for row in rows]
         written = self.writer(adapter).write(prompts, self.rules.sampling)
         return {row: one.text for row, one in zip(rows, written, strict=True)}
@@ -228,37 +220,34 @@ class Pupils:
         )
 
     def _losses(self, client: Client) -> pool_view.Losses:
-        self.reader.mount(self._adapter(client.id, "start", client.round.index + 1))
+        self.reader.mount(self.shelf.adapter(client.id, "start", client.round.index + 1))
         found = pool_view.mean_losses(self.reader, self.tutor.pool)
         self.reader.mount(None)
         return found
 
     def _attempts(self, client: Client, count: int) -> list[tuple[str, ...]]:
-        writer = self.writer(self._adapter(client.id, "start", client.round.index + 1))
+        writer = self.writer(self.shelf.adapter(client.id, "start", client.round.index + 1))
         return pool_view.attempts(writer, self.tutor.pool, self.rules.sampling, count)
 
     def _memory(self, client: Client) -> Mapping[str, Any]:
         kept = self.shelf.newest(client.id, "memory", client.round.index)
         return kept.arrays if kept else {}
 
-    def _keep(self, owner: str, name: str, round: int, adapter: Adapter) -> None:
-        self.shelf.put(owner, name, round, {"adapter": adapter_header(adapter)}, adapter.arrays)
-
-    def _adapter(self, owner: str, name: str, before: int) -> Adapter | None:
-        kept = self.shelf.newest(owner, name, before)
-        return adapter_of(kept) if kept else None
-
 
 def _paths(client: Client) -> tuple[Example, ...]:
     """The client's examples as texts that reason, where they have a rationale and are no such text yet."""
-    reasoned = [(one, _on_path(one)) for one in client.examples if one.rationale.strip()]
+    reasoned = [(one, path) for one in client.examples if (path := _on_path(one))]
     return tuple(
         path for one, path in reasoned if (path.prompt, path.completion) != (one.prompt, one.completion)
     )
 
 
-def _on_path(example: Example) -> Example:
-    return reasoning.on_path(example, example.rationale)
+def _on_path(example: Example) -> Example | None:
+    """The example as a text that reasons; None without a rationale, or where it cannot be asked for one."""
+    try:
+        return reasoning.on_path(example, example.rationale) if example.rationale.strip() else None
+    except DataError:
+        return None
 
 
 def probe_rows(round: Round, owner: str, count: int, num_items: int) -> list[int]:

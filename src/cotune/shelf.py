@@ -14,7 +14,7 @@ from typing import Any
 from cotune import whole
 from cotune.choices import client_folder
 from cotune.codec import decode, encode
-from cotune.records import Array, Message
+from cotune.records import Adapter, Array, Message, adapter_header, adapter_of
 
 KEPT = 3
 """Rounds of which a party keeps what it makes anew in each: a run may go on from the checkpoint before the
@@ -47,6 +47,15 @@ class Shelf:
         """What was kept last before a round."""
         older = [index for index in self._rounds(owner, name) if index < before]
         return self.get(owner, name, older[-1]) if older else None
+
+    def put_adapter(self, owner: str, name: str, round: int, adapter: Adapter) -> None:
+        """Keep an adapter under a name."""
+        self.put(owner, name, round, {"adapter": adapter_header(adapter)}, adapter.arrays)
+
+    def adapter(self, owner: str, name: str, before: int) -> Adapter | None:
+        """The one that was kept last before a round."""
+        kept = self.newest(owner, name, before)
+        return adapter_of(kept) if kept else None
 
     def trim(self, owner: str, name: str) -> None:
         """Drop all but the newest `KEPT` rounds of a name."""

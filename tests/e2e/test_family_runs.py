@@ -10,10 +10,11 @@ import pytest
 import tiny
 from cotune import build, config, plugins, report, session, tables
 from cotune.changes import family_changes
-from cotune.host import Store
+from cotune.host import KEPT_ADAPTER
 from cotune.models.lora import load_peft
 from cotune.protocols import Client
 from cotune.records import Round
+from cotune.shelf import Shelf
 
 TEACH = {"guard": False, "path_tokens": 6, "probe": 2, "beta": 1.0, "slm_lr": 1e-2, "llm_lr": 1e-2}
 NAMES = ("llm", "slm", "other")
@@ -163,8 +164,10 @@ def test_each_family_chooses_among_its_own(small, other, tmp_path):
 
 def test_standalone_clients_keep_adapters_of_their_own_family(small, other, tmp_path):
     tiny.run(small, tmp_path, strategy="standalone", families=group(other), rounds=1)
-    store = Store(tmp_path / "clients")
-    ranks = [store.read(path.name, 2).rank for path in sorted((tmp_path / "clients").iterdir())]
+    shelf = Shelf(tmp_path / "clients", "strategy")
+    ranks = [
+        shelf.adapter(path.name, KEPT_ADAPTER, 2).rank for path in sorted((tmp_path / "clients").iterdir())
+    ]
     assert ranks == [3, 2, 2]
 
 

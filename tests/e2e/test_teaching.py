@@ -445,6 +445,16 @@ def test_a_task_whose_answers_are_paths_is_not_tuned_on_twice(small, tmp_path):
     assert tiny.adapter_bytes(tmp_path / "plain") == tiny.adapter_bytes(tmp_path / "on")
 
 
+def test_a_private_example_with_more_choices_than_letters_is_tuned_on_as_it_is(small, tmp_path):
+    choices = {"choices": [f"choice {i}" for i in range(27)], "answer_idx": 3, "rationale": "So it is."}
+    rows = [{**row, "id": f"many{n}", **choices} for n, row in enumerate(tiny.rows("places", 30))]
+    source = {"task": "multiple_choice", "train_rows": 12, "public_rows": 0, "test_rows": 6}
+    source["data"] = str(tiny.write_rows(tmp_path / "many.jsonl", rows))
+    sources = [*few(small), source]
+    found = tiny.run(small, tmp_path, rounds=1, allocator="random", teach=TEACH, data__sources=sources)
+    assert found["rounds"] == 1
+
+
 def test_what_cannot_teach_is_told_before_anything_is_trained(small, tmp_path):
     def said(**changes):
         notes = []

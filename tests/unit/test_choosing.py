@@ -14,7 +14,7 @@ from cotune import plugins, savings
 from cotune.aggregators.mean import Mean
 from cotune.errors import RunError
 from cotune.federation import Federation
-from cotune.host import Host, Store
+from cotune.host import Host
 from cotune.protocols import SelectorParts, State
 from cotune.records import Example, Failure, Message, Round
 from cotune.selection import Selection, select
@@ -69,7 +69,7 @@ class Rounds:
             for name in NAMES
         }
         dataset: Any = SimpleNamespace(clients=NAMES, train=examples.get)
-        self.host = Host(dataset, (None, self.selectors, None), lambda *_: {}, Store(folder), (7, 9))
+        self.host = Host(dataset, (None, self.selectors, None), lambda *_: {}, folder, (7, 9))
         self.wire = Lossy(InProcess(self.host, 2), lost)
         self.federation = Federation(self.wire, Mean(), lambda _: None, minimum)
         self.lines: list[dict[str, Any]] = []

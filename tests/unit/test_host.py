@@ -6,10 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from cotune.host import Host, Store
+from cotune.host import KEPT_ADAPTER, Host
 from cotune.protocols import Reply
 from cotune.records import Adapter, Message, adapter_header
 
@@ -20,60 +18,6 @@ def adapter(value: float) -> Adapter:
 
 def value(found: Adapter | None) -> float | None:
     return None if found is None else float(found.arrays["a"][0])
-
-
-def test_a_client_reads_what_it_kept_before_the_round(tmp_path):
-    store = Store(tmp_path)
-    assert store.read("ann", 1) is None
-    for index in (1, 2, 3):
-        store.write("ann", index, adapter(index))
-    assert [value(store.read("ann", before)) for before in (4, 3, 2)] == [3, 2, 1]
-    assert store.read("bob", 4) is None
-
-
-def test_a_client_that_takes_part_now_and_then_can_repeat_its_last_round(tmp_path):
-    """Killed in round 9 after it wrote: the resumed round 9 must start from what it kept in round 4."""
-    store = Store(tmp_path)
-    store.write("ann", 4, adapter(4))
-    store.write("ann", 9, adapter(9))
-    assert value(store.read("ann", 9)) == 4
-
-
-def test_the_checkpoint_before_the_newest_can_be_resumed(tmp_path):
-    """Round 6 has begun; checkpoint 5 turns out to be torn, so round 5 is done again from what 4 left."""
-    store = Store(tmp_path)
-    for index in range(1, 7):
-        store.write("ann", index, adapter(index))
-    assert value(store.read("ann", 5)) == 4
-
-
-def test_few_files_stay(tmp_path):
-    store = Store(tmp_path)
-    for index in range(1, 30):
-        store.write("ann", index, adapter(index))
-    assert len(list(tmp_path.rglob("*.*"))) == 3
-
-
-@given(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=6, unique=True))
-def test_names_of_clients_stay_apart_and_inside_the_folder(tmp_path_factory, names):
-    folder = tmp_path_factory.mktemp("store")
-    store = Store(folder / "inside")
-    try:
-        for number, name in enumerate(names):
-            store.write(name, 1, adapter(number))
-    except UnicodeEncodeError:
-        return  # a lone surrogate is no name
-    assert [value(store.read(name, 2)) for name in names] == list(range(len(names)))
-    assert {path.name for path in folder.iterdir()} == {"inside"}
-
-
-@pytest.mark.parametrize("name", ["..", ".", "../up", "a/b", "/etc", "con\0"])
-def test_a_name_cannot_leave_the_folder(tmp_path, name):
-    store = Store(tmp_path / "inside")
-    store.write(name, 1, adapter(1))
-    assert value(store.read(name, 2)) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["inside"]
-    assert len(list((tmp_path / "inside").iterdir())) == 1
 
 
 class Doubling:
@@ -99,7 +43,7 @@ def host(tmp_path, strategy, evaluate=lambda adapter, held_out: {}) -> Host:
     dataset = SimpleNamespace(
         clients=("ann", "bob"), train=lambda c: (c,), held_out=lambda c: {"task": c}, own_test=None
     )
-    return Host(dataset, (strategy, (), None), evaluate, Store(tmp_path), (7, 5))
+    return Host(dataset, (strategy, (), None), evaluate, tmp_path, (7, 5))
 
 
 def message(client: str, given: Adapter | None = None, action: str = "tune", index: int = 2) -> Message:
@@ -162,7 +106,7 @@ def test_evaluation_takes_the_given_adapter_else_the_clients_own_else_none(tmp_p
     calls = []
     clients = host(tmp_path, Doubling(), lambda given, held_out: calls.append(value(given)) or {})
     clients.handle([message("ann", action="evaluate")])
-    clients.store.write("ann", 2, adapter(8))
+    clients.shelf.put_adapter("ann", KEPT_ADAPTER, 2, adapter(8))
     clients.handle([message("ann", action="evaluate")])
     clients.handle([message("ann", adapter(1), action="evaluate")])
     assert calls == [None, 8.0, 1.0]
