@@ -71,7 +71,7 @@ class Stage:
         ]
         self.rows = [row for row in rows if 20 < len(row["output"]) < 300]
         texts = [_example("", row["instruction"], row["output"]) for row in self.rows[:64]]
-        small = fleet.cut(folder, ShrinkConfig(layers=options.layers, method="influence"), texts)
+        small = fleet.cut(folder, ShrinkConfig(layers=options.layers, method="influence"), texts, "auto")
         self.lms = {
             "reference": causal_lm.load(folder, zoo.fingerprint(folder)),
             "student": causal_lm.load(small, zoo.fingerprint(small)),

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import transformers
 
-from cotune.evaluate import choice_metrics
+from cotune.evaluate import choice_answers, summary
 from cotune.metrics import choice_correct, choice_correct_norm
 from cotune.models.causal_lm import CausalLM, load
 from cotune.models.score import score_choices
@@ -171,7 +171,7 @@ def agreement(examples: list[Example], sums: dict[str, Sums]) -> dict[str, Any]:
         if a != b
     ]
     return {
-        "accuracy": {name: choice_metrics(examples, sums[name]) for name in sums},
+        "accuracy": {name: summary(choice_answers(examples, sums[name]), "choice") for name in sums},
         "accuracies_agree_to_the_last_question": not odd,
         "questions_that_differ": odd,
         "largest_difference_of_a_sum": float(max(gaps)),

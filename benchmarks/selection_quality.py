@@ -33,7 +33,7 @@ from cotune.evaluate import answers
 from cotune.models import causal_lm, zoo
 from cotune.models.causal_lm import CausalLM
 from cotune.models.generate import Sampling
-from cotune.models.lora import LoraStack, load_peft
+from cotune.models.lora import load_stack
 from cotune.models.reader import Causal, ModelReader
 from cotune.models.score import score_pairs
 from cotune.protocols import Pool
@@ -236,12 +236,9 @@ def _tuning(out: Path) -> float:
 
 
 def _measure(lm: CausalLM, adapter: Path | None, test: Sequence[Example]) -> dict[str, float]:
-    stack = None
     if adapter is not None:
-        found = load_peft(adapter, lm.fingerprint)
-        targets = sorted({name.split("base_model.model.")[1].rsplit(".", 2)[0] for name in found.arrays})
         lm = _load(str(zoo.resolve(lm_name(adapter))))
-        stack = LoraStack(lm, found.rank, found.alpha, targets)
+        stack, found = load_stack(lm, adapter)
         stack.load([found])
     written = answers(lm, test, "rouge_l", tokens=4096, sampling=Sampling(max_new_tokens=NEW_TOKENS))
     loss = score_pairs(lm, [(e.prompt, e.completion) for e in test], tokens=1024)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from cotune.codec import decode, encode
+from cotune.endings import kind_of
 from cotune.envelope import Envelope, Head, read_head, seal, unseal
 from cotune.errors import CotuneError, DataError, WireError
 from cotune.guarded import SERVER
@@ -71,7 +72,7 @@ class Desk:
             return b"", "crashed", _line(str(error))
         except Exception as error:
             traceback.print_exception(error)
-            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+            if kind_of(error) == "out-of-memory":
                 return b"", "out-of-memory", f"not enough memory for {len(payload):,} bytes asked; {SEE_LOG}"
             return b"", "crashed", f"{type(error).__name__}; {SEE_LOG}"
 

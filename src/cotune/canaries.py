@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations, islice
 from typing import TYPE_CHECKING, Literal, get_args
@@ -71,14 +71,13 @@ class Canaries:
         return (*self.planted, *self.controls)
 
 
-def compile_canaries(seed: int, count: int, shape: Shape, avoid: Collection[str] = ()) -> Canaries:
+def compile_canaries(seed: int, count: int, shape: Shape) -> Canaries:
     """Facts and controls; the same for the same arguments on every machine.
 
     Args:
         seed: their only source of randomness.
         count: facts to plant, 1 or more; there are as many controls.
         shape: of the graph, which holds both.
-        avoid: words that no name may be, in any case: those of the public set, say.
 
     Raises:
         ConfigError: an unknown shape, or no facts.
@@ -90,7 +89,7 @@ def compile_canaries(seed: int, count: int, shape: Shape, avoid: Collection[str]
     if count < 1:
         raise ConfigError(f"canaries: {count} facts; expected 1 or more.")
     rng = derived_rng(seed, "canaries", shape, str(count))
-    fresh = _names({word.casefold() for word in avoid}, derived_rng(seed, "canary names"))
+    fresh = _names(derived_rng(seed, "canary names"))
     edges = _edges(2 * count, shape)
     parties = list(islice(fresh, 1 + max(chain.from_iterable(edges))))
     facts = [(parties[one], parties[other]) for one, other in edges]
@@ -156,10 +155,10 @@ def refuse_known(texts: Iterable[str], canaries: Canaries) -> None:
         )
 
 
-def _names(avoid: Collection[str], rng: np.random.Generator) -> Iterator[str]:
+def _names(rng: np.random.Generator) -> Iterator[str]:
     """Names without end, none twice: consonant, vowel, joint, vowel, consonant, vowel, consonant."""
     slots = (CONSONANTS, VOWELS, JOINTS, VOWELS, CONSONANTS, VOWELS, ENDS)
-    seen = set(avoid)
+    seen: set[str] = set()
     while True:
         for row in rng.integers(0, [len(slot) for slot in slots], (AT_ONCE, len(slots))).tolist():
             name = "".join(slot[i] for slot, i in zip(slots, row, strict=True))

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from cotune.errors import ConfigError
 from cotune.examined import BASELINE, BEFORE, REFERENCE, STUDENT, UNRELATED
+from cotune.protocols import SLM
 
-SLM, LLM = "slm", "llm"
-"""What the student and the reference are called in a run."""
+LLM = "llm"
+"""What the reference is called in a run; the student is called `SLM`."""
 
 
 @dataclass(frozen=True, slots=True)

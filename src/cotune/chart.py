@@ -169,18 +169,18 @@ def value_range(low: float, high: float) -> tuple[float, float, list[float]]:
     return ticks[0], ticks[-1], ticks
 
 
-def spread(positions: Sequence[float], gap: float = LABEL_GAP) -> list[float]:
-    """The same positions, moved apart just enough to be `gap` away from each other, inside the drawing."""
+def spread(positions: Sequence[float]) -> list[float]:
+    """The same positions, moved apart just enough to be `LABEL_GAP` from each other, inside the drawing."""
     order = sorted(range(len(positions)), key=lambda i: positions[i])
     placed: dict[int, float] = {}
     floor = float(TOP)
     for i in order:
         placed[i] = max(positions[i], floor)
-        floor = placed[i] + gap
+        floor = placed[i] + LABEL_GAP
     ceiling = float(HEIGHT - BOTTOM)
     for i in reversed(order):
         placed[i] = min(placed[i], ceiling)
-        ceiling = placed[i] - gap
+        ceiling = placed[i] - LABEL_GAP
     return [placed[i] for i in range(len(positions))]
 
 

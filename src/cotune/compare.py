@@ -12,6 +12,7 @@ from rich.console import Console
 
 from cotune import config as configs
 from cotune import launch, misfits, plugins, report, whole
+from cotune.changes import METRIC_NAMES
 from cotune.config import Config, PluginSpec
 from cotune.errors import ConfigError
 
@@ -112,8 +113,7 @@ def _column(measured: Sequence[Mapping[str, Any]], when: str) -> dict[str, Any]:
 
 def score_of(numbers: Mapping[str, Any]) -> float:
     """The task's own metric: the first of these that is there."""
-    names = ("accuracy", "rouge_l", "exact_match", "path_accuracy")
-    return float(next(numbers[name] for name in names if name in numbers))
+    return float(next(numbers[name] for name in METRIC_NAMES if name in numbers))
 
 
 def _cell(values: Sequence[float]) -> dict[str, Any]:

@@ -116,17 +116,8 @@ class Processes:
         return None
 
     def stop(self) -> None:
-        """End all of them, by their ids: first in a friendly way."""
-        alive = [process for process in self.running.values() if process.poll() is None]
-        for process in reversed(alive):
-            process.terminate()
-        end = time.monotonic() + GRACE
-        for process in alive:
-            try:
-                process.wait(max(0.1, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        """End all of them, the last one first."""
+        end([*reversed(self.running.values())], GRACE)
         self.running.clear()
 
     def _start(self, command: Command) -> subprocess.Popen[bytes]:
@@ -153,6 +144,19 @@ class Processes:
         if name == "federation" and read_outcome(path) == RUNNING:
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             write_outcome(path, {"state": "failed", "exit_code": 3, "message": f"its process ended ({how})"})
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]], grace_seconds: float) -> None:
+    """End processes by their ids: first in a friendly way, and after a while by force."""
+    for process in processes:
+        process.terminate()
+    last = time.monotonic() + grace_seconds
+    for process in processes:
+        try:
+            process.wait(max(0.1, last - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def start(folder: Path) -> None:

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -182,17 +182,4 @@ def _stopping(running: dict[str, subprocess.Popen[bytes]], folder: Path) -> Iter
         except KeyboardInterrupt as error:
             raise Interrupted(f"interrupted. Go on with: cotune deploy up {folder}") from error
         finally:
-            _stop(list(running.values()))
-
-
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Each party stops its own processes; one that does not is ended after a while."""
-    for process in processes:
-        process.terminate()
-    end = time.monotonic() + 2 * GRACE
-    for process in processes:
-        try:
-            process.wait(max(0.1, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            deploy_party.end(list(running.values()), 2 * GRACE)  # each party ends its own processes

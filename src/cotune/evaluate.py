@@ -44,10 +44,9 @@ def evaluate(
     metric: Metric,
     *,
     tokens: int,
-    sampling: Sampling | None = None,
 ) -> Summary:
     """The summary of `answers`; see there and `summary`."""
-    return summary(answers(lm, examples, metric, tokens=tokens, sampling=sampling), metric)
+    return summary(answers(lm, examples, metric, tokens=tokens), metric)
 
 
 def answers(
@@ -114,17 +113,13 @@ def choice_answers(examples: Sequence[Example], sums: Sequence[tuple[float, ...]
     return found
 
 
-def choice_metrics(examples: Sequence[Example], sums: Sequence[tuple[float, ...]]) -> Summary:
-    """`accuracy` and `accuracy_norm` (lm-evaluation-harness's acc and acc_norm), `n`, `stderr`."""
-    return summary(choice_answers(examples, sums), "choice")
-
-
 def summary(answers: Sequence[Answer], metric: Metric) -> Summary:
     """Means over answers.
 
     Returns:
-        `accuracy` and `accuracy_norm` under `choice`, else the metric by its own name; `n`; `stderr`, the
-        standard error of the first. None stands for what so few answers cannot say.
+        `accuracy` and `accuracy_norm` (lm-evaluation-harness's acc and acc_norm) under `choice`, else the
+        metric by its own name; `n`; `stderr`, the standard error of the first. None stands for what so few
+        answers cannot say.
     """
     whole = metrics.mean([answer.score for answer in answers])
     name = "accuracy" if metric == "choice" else metric

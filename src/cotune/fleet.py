@@ -124,7 +124,7 @@ def learner(
     folder, name = Path(zoo.resolve(model.model, revision=model.revision, progress=note)), model.model
     if model.shrink is not None:
         note(f"cutting {model.model} to {model.shrink.layers} layers")
-        folder = cut(folder, model.shrink, public)
+        folder = cut(folder, model.shrink, public, runtime.device)
         name = str(folder)
     note(f"loading {role} {model.model}")
     lm = causal_lm.load(
@@ -138,16 +138,22 @@ def learner(
     return Learner(role, name, lm, stack, model.tune, runtime.stack, tick(role))
 
 
-def cut(teacher: Path, how: ShrinkConfig, public: Sequence[Example]) -> Path:
-    """The depth-pruned student of a teacher; made once for the same teacher, public texts and settings."""
+def cut(teacher: Path, how: ShrinkConfig, public: Sequence[Example], device: str) -> Path:
+    """The depth-pruned student of a teacher; made once for the same teacher, public texts and settings.
+
+    Where it is made (`device`: see `causal_lm.load`) does not tell two students apart.
+    """
     texts = [example.prompt + example.completion for example in public]
     few = texts[:: max(1, len(texts) // SHRINK_TEXTS)][:SHRINK_TEXTS]
     student = _student([zoo.fingerprint(teacher), how.layers, how.method, few])
-    _once(student, lambda: shrink(teacher, student, layers=how.layers, texts=few, method=how.method))
+    _once(
+        student,
+        lambda: shrink(teacher, student, layers=how.layers, texts=few, method=how.method, device=device),
+    )
     if how.heal_steps == 0:
         return student
     healed = _student([student.name, how.heal_steps, texts])
-    healing = Healing(steps=how.heal_steps)
+    healing = Healing(steps=how.heal_steps, device=device)
     _once(healed, lambda: heal(student, teacher, healed, texts=texts, healing=healing))
     return healed
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cotune.audit_settings import GatesConfig
+from cotune.changes import mean_score
 from cotune.protocols import State
 
 Action = Literal["lower", "stop"]
@@ -162,18 +163,5 @@ def _value(record: Mapping[str, Any], audit: str, name: str) -> float | None:
 
 def _accuracy(now: Mapping[str, Any], before: Mapping[str, Any]) -> float | None:
     """Gain of the SLMs' mean task metric between two rounds; None where one of them was not measured."""
-    means = [_mean(record.get("metrics", {}).get("slm", {})) for record in (now, before)]
+    means = [mean_score(record.get("metrics", {}).get("slm")) for record in (now, before)]
     return None if means[0] is None or means[1] is None else means[0] - means[1]
-
-
-def _mean(by_task: Mapping[str, Any]) -> float | None:
-    """Mean over tasks of each task's own metric: a mean of the first number of each."""
-    values = []
-    for numbers in by_task.values():
-        found = [numbers[name] for name in METRICS if name in numbers]
-        values += found[:1]
-    return sum(values) / len(values) if values else None
-
-
-METRICS = ("accuracy", "rouge_l", "exact_match", "path_accuracy")
-"""Names of a task's metric, all in 0 to 1."""

@@ -86,11 +86,6 @@ def redrawn_set_means(groups: Sequence[Array], rng: np.random.Generator, draws: 
     return found
 
 
-def paired_difference(a: Values, b: Values, rng: np.random.Generator, draws: int = 2000) -> Estimate:
-    """Mean of a - b for values [n] each that belong together one by one."""
-    return bootstrap_mean(_differences(a, b), rng, draws)
-
-
 def proportion(successes: int, n: int) -> Estimate:
     """Share of successes with the exact interval, which covers the truth at least 95 times of 100."""
     if n == 0:

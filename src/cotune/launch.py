@@ -179,7 +179,7 @@ def evaluate_model(
     from cotune import data as datasets
     from cotune.evaluate import evaluate
     from cotune.models import causal_lm, zoo
-    from cotune.models.lora import LoraStack, load_peft
+    from cotune.models.lora import load_stack
     from cotune.table import metric_of
 
     scored_by = metric_of(task, metric, "--metric")
@@ -187,9 +187,8 @@ def evaluate_model(
     folder = Path(zoo.resolve(model[0]))
     lm = causal_lm.load(folder, zoo.fingerprint(folder))
     if model[1] is not None:
-        adapter = load_peft(model[1], lm.fingerprint)
-        targets = sorted({name.split("base_model.model.")[1].rsplit(".", 2)[0] for name in adapter.arrays})
-        LoraStack(lm, adapter.rank, adapter.alpha, targets).load([adapter])
+        stack, adapter = load_stack(lm, model[1])
+        stack.load([adapter])
     began = time.perf_counter()
     found = evaluate(lm, examples, scored_by, tokens=configs.RuntimeConfig().score_tokens)
     seconds = time.perf_counter() - began

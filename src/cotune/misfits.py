@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from cotune import plugins
-from cotune.cast import LLM, SLM
+from cotune.cast import LLM
 from cotune.config import Config
 from cotune.errors import ConfigError
+from cotune.protocols import SLM
 
 BLIND = ("everything", "random_subset")
 """Selectors that choose without a look at the examples."""
@@ -28,7 +29,8 @@ def refuse(config: Config) -> None:
 
     Raises:
         ConfigError: an allocator that the strategy or an endpoint cannot serve, an audit that would find
-            nothing to ask, or a gate that nothing could follow from.
+            nothing to ask, a gate that nothing could follow from, guards that could not keep what they
+            promise, or private tuning where private examples also go another way.
     """
     _refuse_allocator(config)
     for audit in config.audits:
@@ -67,7 +69,8 @@ def _refuse_private(config: Config) -> None:
 
 
 def _refuse_guards(config: Config) -> None:
-    """Guards of updates that nobody sends, twice the same one, or one that packs before another one."""
+    """Guards of updates that nobody sends, `clip_noise` where no mean is taken, guards beside families, or
+    twice the same one."""
     names = [guard.name for guard in config.guards]
     if not names:
         return

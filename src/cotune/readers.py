@@ -11,9 +11,9 @@ from cotune.models import causal_lm, encoder, zoo
 from cotune.models.learner import Learner
 from cotune.models.reader import Causal, ModelReader
 from cotune.models.vectors import Vectors
+from cotune.protocols import SLM
 from cotune.wheels import cache_dir
 
-SLM = "slm"
 Tick = Callable[[int, int], None]
 
 

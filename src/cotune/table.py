@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol, cast, get_args
 
 from cotune import plugins, sources
 from cotune.errors import DataError
 from cotune.records import Example, Metric
 from cotune.rows import Row, wrong
 
-METRICS = ("choice", "rouge_l", "exact_match", "path_accuracy")
+METRICS: tuple[str, ...] = get_args(Metric)
 
 
 class Task(Protocol):

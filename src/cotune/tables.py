@@ -1,4 +1,4 @@
-"""What a finished run and a comparison look like in a terminal, as plain text and as Markdown."""
+"""What a finished run and a comparison look like in a terminal, and as plain text."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def compare_tables(compare: Mapping[str, Any]) -> tuple[Table, ...]:
     """The paper's two tables, server LLM and client SLM, for a terminal; a model without results has none."""
     tables = []
     for model, title in TITLES.items():
-        head, rows = _compare_cells(compare, model, bold="")
+        head, rows = _compare_cells(compare, model)
         if not rows:
             continue
         table = Table(box=box.SIMPLE_HEAD, title=title, caption=compare_caption(compare), title_style="bold")
@@ -139,22 +139,9 @@ def compare_text(compare: Mapping[str, Any]) -> str:
     """The same tables as plain aligned text, for output that is not a terminal."""
     blocks = []
     for model, title in TITLES.items():
-        head, rows = _compare_cells(compare, model, bold="")
+        head, rows = _compare_cells(compare, model)
         if rows:
             blocks.append("\n".join([title, *_aligned([head, *rows], right=range(1, len(head)))]))
-    return "\n\n".join([*blocks, compare_caption(compare)])
-
-
-def compare_markdown(compare: Mapping[str, Any]) -> str:
-    """The same tables as Markdown; the best trained method of each column is bold."""
-    blocks = []
-    for model, title in TITLES.items():
-        head, rows = _compare_cells(compare, model, bold="**")
-        if not rows:
-            continue
-        rule = ["---", *(["---:"] * (len(head) - 1))]
-        lines = ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in (head, rule, *rows)]
-        blocks.append("\n".join([f"**{title}**", "", *lines]))
     return "\n\n".join([*blocks, compare_caption(compare)])
 
 
@@ -187,35 +174,19 @@ def _caption(results: Mapping[str, Any]) -> str:
     return ", ".join(fact for fact in facts if fact)
 
 
-def _compare_cells(compare: Mapping[str, Any], model: str, bold: str) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of one table; methods in the paper's order, then by name; `bold` marks the best."""
+def _compare_cells(compare: Mapping[str, Any], model: str) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of one table; methods in the paper's order, then by name."""
     methods = {name: mapping(scores) for name, scores in mapping(compare.get(model)).items()}
     known = METHOD_ORDER[model]
     order = [m for m in known if methods.get(m)] + sorted(m for m in methods if m not in known and methods[m])
     tasks = [t for t in compare.get("tasks") or [] if t != "mean"]
     tasks = tasks or sorted({t for m in order for t in methods[m]} - {"mean"})
     columns = [*tasks, *(["mean"] if any("mean" in methods[m] for m in order) else [])]
-    best = {
-        c: _best([number(mapping(methods[m].get(c)).get("mean")) for m in order if m != "zero_shot"])
-        for c in columns
-    }
-    rows = []
-    for method in order:
-        cells = [
-            (_cell(mapping(methods[method].get(c))), mapping(methods[method].get(c)).get("mean"), c)
-            for c in columns
-        ]
-        marked = [
-            f"{bold}{t}{bold}" if v == best[c] and method != "zero_shot" and v is not None else t
-            for t, v, c in cells
-        ]
-        rows.append([METHOD_NAMES.get(method, printable(method)), *marked])
+    rows = [
+        [METHOD_NAMES.get(m, printable(m)), *(_cell(mapping(methods[m].get(c))) for c in columns)]
+        for m in order
+    ]
     return ["method", *(printable(c) for c in columns)], rows
-
-
-def _best(values: Sequence[float | None]) -> float | None:
-    present = [v for v in values if v is not None]
-    return max(present) if len(present) > 1 else None
 
 
 def _cell(score: Mapping[str, Any]) -> str:

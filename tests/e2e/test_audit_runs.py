@@ -32,7 +32,7 @@ ROLES = ("slm", "llm")
 
 
 @pytest.fixture(autouse=True)
-def own_places(small, monkeypatch, tmp_path):
+def own_places(monkeypatch, tmp_path):
     monkeypatch.setenv("COTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("cotune.subject.ENCODER", "./no-encoder")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
@@ -166,7 +166,8 @@ def test_what_crosses_in_the_clear_is_shown_to_the_leakage_audit(small, tmp_path
     assert 0 < after["centroids"]["fedhds"]["p_nearer"] <= 1
 
 
-def test_growth_without_gain_halves_what_models_are_taught_of_each_other(small, tmp_path, parrot, lowered):
+@pytest.mark.usefixtures("parrot")
+def test_growth_without_gain_halves_what_models_are_taught_of_each_other(small, tmp_path, lowered):
     tiny.run(small, tmp_path / "plain", rounds=3, audits=LIKENESS)
     assert told(lowered) == [(n, "similarity", "lower", 0.5**n) for n in (1, 2, 3)]
     assert told(tmp_path / "plain") == []
@@ -177,7 +178,8 @@ def test_growth_without_gain_halves_what_models_are_taught_of_each_other(small, 
 
 
 @pytest.mark.parametrize("is_line_lost", [False, True])
-def test_a_lowered_weight_survives_a_stop(small, tmp_path, parrot, lowered, monkeypatch, is_line_lost):
+@pytest.mark.usefixtures("parrot")
+def test_a_lowered_weight_survives_a_stop(small, tmp_path, lowered, monkeypatch, is_line_lost):
     """Killed in round 2, or between the checkpoint of round 1 and its line in rounds.jsonl."""
     where = (report, "append_round") if is_line_lost else (Federation, "gather")
     calls, do = [], getattr(*where)
@@ -199,7 +201,8 @@ def test_a_lowered_weight_survives_a_stop(small, tmp_path, parrot, lowered, monk
     assert told(lowered) == told(tmp_path / "torn")
 
 
-def test_a_gate_can_end_a_run_which_then_does_not_go_on(small, tmp_path, parrot, cotune):
+@pytest.mark.usefixtures("parrot")
+def test_a_gate_can_end_a_run_which_then_does_not_go_on(small, tmp_path, cotune):
     config = tiny.write_config(small, rounds=4, audits=LIKENESS, gates={**GATES, "on_similarity": "stop"})
     out = tmp_path / "out"
     code, said, _ = cotune("run", config, "--out", out, "--json")
@@ -272,7 +275,8 @@ def test_a_lowered_share_is_exactly_that_share_of_the_weight(small, tmp_path, ke
     assert lowered != one_round(small, tmp_path / "c", 1.0, name=name, **{option: full})
 
 
-def test_of_allocated_items_the_best_share_is_taught(small, tmp_path, parrot):
+@pytest.mark.usefixtures("parrot")
+def test_of_allocated_items_the_best_share_is_taught(small, tmp_path):
     """To each client apart: a path that is held back from one does not come because another one has it."""
     teach = {"guard": False, "path_tokens": 12, "temperature": 1.0}  # no two paths are alike
     sources = [{**source, "public_rows": 3} for source in tiny.raw_config(small)["data"]["sources"]]

@@ -13,6 +13,8 @@ from cotune.federation import Federation
 
 pytest.importorskip("httpx2", reason="needs the extra `endpoint`: pip install 'cotune[endpoint]'")
 
+pytestmark = pytest.mark.usefixtures("cache_folder")
+
 TEACH = {"guard": False, "path_tokens": 12, "probe": 0, "beta": 1.0, "slm_lr": 1e-2}
 KEY = "sk-very-secret-9"
 
@@ -21,11 +23,6 @@ KEY = "sk-very-secret-9"
 def direct(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setenv("COTUNE_TEST_KEY", KEY)
-
-
-@pytest.fixture(autouse=True)
-def empty_cache(own_cache, monkeypatch, tmp_path):
-    monkeypatch.setenv("COTUNE_CACHE", str(tmp_path / "cache"))
 
 
 def options(url, guard=False, **teacher):

@@ -13,8 +13,9 @@ import pytest
 import tiny
 from cotune import config, report, session
 from cotune.errors import RunError
-from cotune.host import Store
+from cotune.host import KEPT_ADAPTER
 from cotune.models.lora import load_peft
+from cotune.shelf import Shelf
 from faulty import Faulty
 
 STRATEGIES = ("standalone", "centralized", "fedavg", "fedcollm", "step_by_step")
@@ -68,16 +69,16 @@ def test_fedcollm_with_public_steps_is_not_fedavg(small, tmp_path):
     assert tiny.adapter_bytes(tmp_path / "avg") != tiny.adapter_bytes(tmp_path / "collm")
 
 
-def one_client(small, **changes):
+def one_client(**changes):
     partition = {"name": "iid", "clients": 1}
     return {"data__partition": partition, "rounds": 1, "strategy": "fedavg", **changes}
 
 
 def test_one_client_and_one_round_of_fedavg_are_standalone(small, tmp_path):
-    tiny.run(small, tmp_path / "avg", **one_client(small))
-    tiny.run(small, tmp_path / "alone", **one_client(small, strategy="standalone"))
-    store = Store(tmp_path / "alone" / "clients")
-    kept = store.read("client-1", 2)
+    tiny.run(small, tmp_path / "avg", **one_client())
+    tiny.run(small, tmp_path / "alone", **one_client(strategy="standalone"))
+    shelf = Shelf(tmp_path / "alone" / "clients", "strategy")
+    kept = shelf.adapter("client-1", KEPT_ADAPTER, 2)
     shared = arrays(tmp_path / "avg")
     assert all(np.array_equal(shared[name], kept.arrays[name]) for name in shared)
 
@@ -202,14 +203,19 @@ def test_a_faulty_network_leaves_the_run_going(small, tmp_path, strategy, seed):
     assert all(np.isfinite(array).all() for array in arrays(out).values())
 
 
+def losing(ready, lost, action):
+    """The replies of these clients to this action do not come back; late ones still come last."""
+    network = Faulty(ready.federation.transport, seed=0)
+    network._fate = lambda reply: [] if reply.client in lost and reply.action == action else [reply]
+    ready.federation.transport = network
+
+
 @pytest.mark.parametrize("lost", [("client-2",), ("client-1", "client-2", "client-3")])
 def test_an_evaluation_that_does_not_come_back_is_left_out(small, tmp_path, lost):
     out = tmp_path / "out"
     out.mkdir()
     ready = tiny.ready(small, out, strategy="fedavg", rounds=1)
-    network = Faulty(ready.federation.transport, seed=0)
-    network._fate = lambda reply: [] if reply.client in lost and reply.action == "evaluate" else [reply]
-    ready.federation.transport = network
+    losing(ready, lost, "evaluate")
     found = session.run(ready, out)
     assert found["status"] == "done"
     assert set(found["metrics"]["clients"]) == {"client-1", "client-2", "client-3"} - set(lost)
@@ -222,9 +228,7 @@ def test_a_lost_client_is_as_if_it_had_not_been_asked(small, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     ready = tiny.ready(small, out, strategy="fedavg", rounds=1)
-    network = Faulty(ready.federation.transport, seed=0)
-    network._fate = lambda reply: [] if reply.client == "client-2" and reply.action == "tune" else [reply]
-    ready.federation.transport = network
+    losing(ready, ("client-2",), "tune")
     state = ready.families[0].strategy.init(3)
     cohort = ("client-1", "client-2", "client-3")
     both = ready.families[0].strategy.server_round(state, session.Round(1, 1, 3, cohort), ready.federation)[0]

@@ -118,7 +118,7 @@ def test_a_method_that_takes_no_share_says_what_does(small, data):
     assert len(found.indices) == round(0.1 * len(INSTRUCTIONS))
 
 
-def test_a_field_of_the_rows_called_task_deals_by_that_field(small, tmp_path):
+def test_a_field_of_the_rows_called_task_deals_by_that_field(tmp_path):
     rows = [{"instruction": f"say {i}", "output": "x", "task": ["a", "b"][i % 2]} for i in range(8)]
     path = tiny.write_rows(tmp_path / "kinds.jsonl", rows)
     found = cotune.select(path, "random_subset", partition="by_key:task", keep=1.0)
@@ -214,7 +214,7 @@ def test_every_long_step_says_what_it_is_and_how_far(small, data, monkeypatch, t
         assert shares[-1] == 1
 
 
-def test_rows_come_out_byte_for_byte_even_of_a_pipe(small, tmp_path):
+def test_rows_come_out_byte_for_byte_even_of_a_pipe(tmp_path):
     raw = b'{"instruction" : "a", "output":"\\u00e9"}\r\n  {"output":"d" ,"instruction":"c"}  \n'
     ends = os.pipe()
     os.write(ends[1], raw)

@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cotune.evaluate import choice_metrics
+from cotune.evaluate import choice_answers, summary
 from cotune.models.causal_lm import CausalLM
 from cotune.models.score import score_choices, score_pairs
 from cotune.records import DELIMITER, Example
@@ -107,7 +107,8 @@ def test_choices_have_their_sums_and_accuracies(lm: CausalLM) -> None:
     ours = score_choices(lm, examples, tokens=400)
     for mine, row in zip(ours, rows, strict=True):
         np.testing.assert_allclose(mine, row, atol=1e-4)
-    assert choice_metrics(examples, ours) == pytest.approx(their_metrics(examples, rows))
+    found = summary(choice_answers(examples, ours), "choice")
+    assert found == pytest.approx(their_metrics(examples, rows))
 
 
 def their_metrics(examples: list[Example], rows: list[Any]) -> dict[str, float]:

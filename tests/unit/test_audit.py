@@ -28,7 +28,7 @@ PLAIN = "Question: {}\nAnswer:"
 
 
 @pytest.fixture(autouse=True)
-def own_places(small, monkeypatch, tmp_path):
+def own_places(monkeypatch, tmp_path):
     monkeypatch.setenv("COTUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("cotune.subject.ENCODER", "./no-encoder")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
@@ -305,7 +305,7 @@ def test_a_judge_behind_an_endpoint_gives_levels(question, tmp_path):
     assert found["cost"] == {"judge": None}
 
 
-def test_an_endpoint_is_a_student_that_is_asked_once_and_never_read(question, small, tmp_path):
+def test_an_endpoint_is_a_student_that_is_asked_once_and_never_read(question, tmp_path):
     """What needs likelihoods says that it has none, and asks the reference all the same."""
     member = {"name": "membership", "draws": 10}
     for name, mark in (("members", "a"), ("non_members", "b")):
@@ -435,7 +435,7 @@ def test_a_write_that_fails_leaves_what_was_there(question, tmp_path, monkeypatc
     assert load is plugins.load
 
 
-def test_without_an_encoder_it_is_said_once(question, tmp_path):
+def test_without_an_encoder_it_is_said_once(question):
     notes = []
     made = audit.subject(question(), notes.append, silent)
     assert made.embed(["a"]) is None

@@ -16,7 +16,7 @@ from cotune.audit_settings import GatesConfig
 from cotune.audits_section import HEADLINES, WARNINGS_AT_MOST, audits_values
 from cotune.page import page_values
 from cotune.report import append_round, render, write_results
-from pages import Tags
+from pages import JUNK, Tags
 
 EVIL = "</li></section><script>alert('x')</script><img src=x onerror=\"y\"> & '"
 REASON = "rse overall grew from 2.000 to 3.000"
@@ -198,11 +198,6 @@ def test_hostile_texts_are_escaped(tmp_path: Path) -> None:
     assert found.text.count(EVIL) == 6  # three of the gate, two of the warning, one over the chart
 
 
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-1e6, 1e6) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=6,
-)
 NUMBER = st.fixed_dictionaries({"value": st.none() | st.floats(-1e6, 1e6)})
 NAMES = [*HEADLINES, "other"]
 KEYS = [head.name.replace("{}", "slm") for head in HEADLINES.values()]

@@ -118,15 +118,6 @@ def test_no_name_stands_in_a_public_text():
         canaries.refuse_known([*ENGLISH, f"We met {canaries.names(found)[7]} there."], found)
 
 
-def test_names_that_are_to_be_avoided_are_not_drawn_and_the_graph_stays():
-    first = compile_canaries(5, 8, "dense")
-    taken = {name.upper() for name in canaries.names(first)[::3]}
-    second = compile_canaries(5, 8, "dense", taken)
-    assert not {name.upper() for name in canaries.names(second)} & taken
-    assert [e.answer_idx for e in second.planted] == [e.answer_idx for e in first.planted]
-    assert list(second.parties) == list(first.parties)
-
-
 def test_planting_adds_copies_and_changes_nothing_else():
     own = (Example(id="a", prompt="p", completion=" c"),)
     found = compile_canaries(2, 3, "chain")

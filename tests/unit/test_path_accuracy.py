@@ -39,15 +39,14 @@ def test_a_model_is_asked_for_paths_with_choices_or_without() -> None:
     found = answers(lm, [CHOICE, NUMBER], "path_accuracy", tokens=1000, sampling=how)
     written = generate(lm, [path_prompt(CHOICE), path_prompt(NUMBER)], tokens=1000, sampling=how)
     assert [answer.text for answer in found] == [text.strip() for text in written]
-    scores = evaluate(lm, [CHOICE, NUMBER], "path_accuracy", tokens=1000, sampling=how)
-    assert scores == {"path_accuracy": 0.0, "n": 2, "stderr": 0.0}
+    assert summary(found, "path_accuracy") == {"path_accuracy": 0.0, "n": 2, "stderr": 0.0}
     assert evaluate(lm, [], "path_accuracy", tokens=1000)["path_accuracy"] is None
     assert PATH.max_new_tokens > Sampling().max_new_tokens
 
 
 def test_every_metric_is_known_to_tasks_comparisons_and_reports() -> None:
-    assert get_args(Metric) == table.METRICS
-    for metric in table.METRICS:
+    for metric in get_args(Metric):
+        assert metric in table.METRICS
         name = "accuracy" if metric == "choice" else metric
         assert name in changes.METRIC_NAMES
         assert compare.score_of({name: 0.5, "n": 3}) == 0.5

@@ -25,7 +25,6 @@ from cotune.page import client_table, loss_charts, page_values, time_spent
 from cotune.report import append_round, read_results, read_rounds, render, write_results
 from cotune.tables import (
     amount,
-    compare_markdown,
     compare_tables,
     compare_text,
     duration,
@@ -463,14 +462,15 @@ def comparison(seeds: list[int]) -> dict[str, Any]:
     }
 
 
-def test_compare_markdown_keeps_the_papers_order_and_marks_the_best_trained_method() -> None:
-    lines = compare_markdown(comparison([7, 8, 9])).splitlines()
-    assert lines[2] == "| method | tomi | food | mean |"
-    assert lines[4].startswith("| zero-shot | 90.0 +/- 1.2 |")
-    assert lines[5] == "| centralized | **60.0 +/- 1.2** | **60.0 +/- 1.2** | **60.0 +/- 1.2** |"
-    client_rows = [line.split("|")[1].strip() for line in lines if line.startswith("|")][5:]
-    assert client_rows == ["method", "---", "zero-shot", "FedAvg", "own_method"]
-    assert lines[-1] == "Accuracy in percent, mean and standard deviation over 3 seeds (7, 8, 9)."
+def test_a_comparison_keeps_the_papers_order() -> None:
+    server, clients, caption = compare_text(comparison([7, 8, 9])).split("\n\n")
+    lines = [line.split() for line in server.splitlines()]
+    assert lines[1] == ["method", "tomi", "food", "mean"]
+    assert lines[2] == ["zero-shot", *["90.0", "+/-", "1.2"] * 3]
+    assert lines[3] == ["centralized", *["60.0", "+/-", "1.2"] * 3]
+    names = [line.split()[0] for line in clients.splitlines()[1:]]
+    assert names == ["method", "zero-shot", "FedAvg", "own_method"]
+    assert caption == "Accuracy in percent, mean and standard deviation over 3 seeds (7, 8, 9)."
 
 
 def test_compare_with_one_seed_has_no_spread() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tracemalloc
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,14 +18,9 @@ from cotune.protocols import Pool, Stage
 from cotune.records import Example
 from cotune.scores import density
 from cotune.scores import zip as zipped
+from subjects import FakeLogProbs
 
 ALL = plugins.names("score")
-
-
-@dataclass(frozen=True)
-class Read:
-    sums: Any
-    counts: Any
 
 
 class FakeReader:
@@ -36,10 +31,10 @@ class FakeReader:
     def mount(self, adapter: Any) -> None:
         pass
 
-    def log_probs(self, pairs: Sequence[tuple[str, str]]) -> Read:
+    def log_probs(self, pairs: Sequence[tuple[str, str]]) -> FakeLogProbs:
         rates = [0.5 + len(set(context) & set(target)) / 4 for context, target in pairs]
         counts = np.array([len(target) for _, target in pairs], np.int64)
-        return Read(-counts / np.array(rates), counts)
+        return FakeLogProbs(-counts / np.array(rates), counts)
 
     def features(self, texts: Sequence[str], dimensions: int | None, seed: int) -> Any:
         found = [
@@ -164,7 +159,7 @@ class YesReader(FakeReader):
 
     def log_probs(self, pairs):
         found = [self.chances.get(target, (0.4, 2)) for _, target in pairs]
-        return Read(np.log([p for p, _ in found]), np.array([n for _, n in found]))
+        return FakeLogProbs(np.log([p for p, _ in found]), np.array([n for _, n in found]))
 
 
 class PiecesReader(YesReader):

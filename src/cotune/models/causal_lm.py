@@ -117,18 +117,15 @@ class CausalLM:
         for begin in range(0, len(examples), AT_ONCE):
             some = examples[begin : begin + AT_ONCE]
             pairs = self.encode_pairs([(example.prompt, example.completion) for example in some])
-            found += [self._fitted(*pair, max_length) for pair in zip(some, pairs, strict=True)]
+            found += [
+                fitted(context, self._closed(example, target), max_length)
+                for example, (context, target) in zip(some, pairs, strict=True)
+            ]
         return found
 
-    def _fitted(self, example: Example, pair: tuple[list[int], list[int]], max_length: int) -> Encoded:
-        context, target = pair
-        if not example.choices and self.tokenizer.eos_token_id is not None:
-            target = [*target, int(self.tokenizer.eos_token_id)]
-        kept = target[: max_length - 1]
-        room = max_length - len(kept)
-        was_cut = len(kept) < len(target) or len(context) > room
-        context = context[-room:]
-        return Encoded((*context, *kept), len(context), was_cut)
+    def _closed(self, example: Example, target: list[int]) -> list[int]:
+        eos = self.tokenizer.eos_token_id
+        return target if example.choices or eos is None else [*target, int(eos)]
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of a context and of what follows it, encoded together and split at the context's length.
@@ -183,6 +180,14 @@ class CausalLM:
                 f"{type(self.model).__name__} changes its logits after the head in an unknown way "
                 f"(largest difference {float((whole - ours).abs().max()):.3g}). Please report this model."
             )
+
+
+def fitted(context: list[int], target: list[int], max_length: int) -> Encoded:
+    """Both as one text; what is too long loses the start of its context, then the end of its target."""
+    kept = target[: max_length - 1]
+    room = max_length - len(kept)
+    head = context[-room:]
+    return Encoded((*head, *kept), len(head), was_cut=len(head) < len(context) or len(kept) < len(target))
 
 
 def load(

@@ -24,7 +24,7 @@ from cotune.config import TuneConfig
 from cotune.models.causal_lm import CausalLM, Encoded
 from cotune.models.head import token_log_probs
 from cotune.models.lora import LoraStack
-from cotune.models.score import Progress, score_rows
+from cotune.models.score import score_rows
 from cotune.models.tune import (
     Plan,
     RowOptimiser,
@@ -95,7 +95,6 @@ class PairRecord:
         margin: z, in nats.
         loss: as the configuration's `loss` gives it.
         preferred_mean: log-probability of a token of the preferred path, in nats.
-        preferred_tokens, other_tokens: lengths of the paths as they were trained on.
     """
 
     row: int
@@ -103,8 +102,6 @@ class PairRecord:
     margin: float
     loss: float
     preferred_mean: float
-    preferred_tokens: int
-    other_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +125,7 @@ def informative(pairs: Sequence[Pair]) -> list[int]:
     return [i for i, pair in enumerate(pairs) if pair.preferred.split() != pair.other.split()]
 
 
-def reference_sums(
-    lm: CausalLM,
-    pairs: Sequence[Pair],
-    *,
-    max_length: int,
-    tokens: int,
-    progress: Progress | None = None,
-) -> Sums:
+def reference_sums(lm: CausalLM, pairs: Sequence[Pair], *, max_length: int, tokens: int) -> Sums:
     """Log-probabilities of all paths under the adapter that is mounted, over the very tokens of training.
 
     They never change while the reference does not, so they are computed once and kept. A path that stands in
@@ -146,11 +136,10 @@ def reference_sums(
         pairs: in any order; those with the same prompt side by side share its reading.
         max_length: as in the `TuneConfig` of the training.
         tokens: positions per forward pass, padding included.
-        progress: told after every pass.
     """
     rows = [row for two in encode_paths(lm, pairs, max_length) for row in two]
     once = {row: number for number, row in enumerate(dict.fromkeys(rows))}
-    sums = score_rows(lm, list(once), tokens=tokens, progress=progress).sums
+    sums = score_rows(lm, list(once), tokens=tokens).sums
     found = sums[[once[row] for row in rows]]
     return found[::2], found[1::2]
 
@@ -239,14 +228,13 @@ def _work(lm: CausalLM, job: ContrastJob, config: TuneConfig) -> _Work:
 class _Pass:
     """A forward pass over one batch of each client: values of all pairs, client after client; on the CPU.
 
-    total: what is minimised, a scalar; margins, losses, means: [pairs]; counts: path tokens, [2, pairs].
+    total: what is minimised, a scalar; margins, losses, means: [pairs].
     """
 
     total: Tensor
     margins: Tensor
     losses: Tensor
     means: Tensor
-    counts: Tensor
 
 
 def _contrast_stack(
@@ -287,19 +275,18 @@ def _forward(
     sums = torch.zeros(size, dtype=torch.float64).index_add(0, owner, values.cpu().double())
     first = torch.tensor([k * rows + i for k, client in enumerate(active) for i in range(0, len(client), 2)])
     both = torch.stack([first, first + 1])
-    trained, counts = sums[both], torch.bincount(owner, minlength=size)[both]
+    trained, counts = sums[both], torch.bincount(owner, minlength=size)[first]
     against = (reference[0], reference[1])
     losses = config.loss((trained[0], trained[1]), against, config.beta)
     margins = config.margin((trained[0], trained[1]), against)
-    means = trained[0] / counts[0].clamp(min=1)
+    means = trained[0] / counts.clamp(min=1)
     total = share @ (losses - config.gamma * means)
-    return _Pass(total, margins.detach(), losses.detach(), means.detach(), counts)
+    return _Pass(total, margins.detach(), losses.detach(), means.detach())
 
 
 def _records(now: _Pass, orders: Sequence[Sequence[int]], step: int) -> list[list[PairRecord]]:
     """Of each client, the pairs in `orders`."""
-    columns = (now.margins, now.losses, now.means, *now.counts)
-    values = zip(*(column.tolist() for column in columns), strict=True)
+    values = zip(now.margins.tolist(), now.losses.tolist(), now.means.tolist(), strict=True)
     return [[PairRecord(row, step, *next(values)) for row in order] for order in orders]
 
 

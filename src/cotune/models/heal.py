@@ -8,7 +8,7 @@ token (Hinton et al. 2015, https://arxiv.org/abs/1503.02531), in chunks of posit
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from cotune.models.shrink import appears_whole, pack
 from cotune.models.zoo import fingerprint
 from cotune.records import derived_rng
 
-Progress = Callable[[int, int, float], None]
-"""Told the step, the number of steps and the loss in nats a token."""
+MAX_TOKENS = 65_536
+"""Tokens, over all texts, that a student is healed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +37,18 @@ class Healing:
     rows: int = 8
     lr: float = 2e-4
     seed: int = 0
-    max_tokens: int = 65_536
     device: str = "auto"
 
 
-def heal(
-    student: Path,
-    teacher: Path,
-    out: Path,
-    *,
-    texts: Sequence[str],
-    healing: Healing,
-    progress: Progress | None = None,
-) -> Path:
+def heal(student: Path, teacher: Path, out: Path, *, texts: Sequence[str], healing: Healing) -> Path:
     """Write a healed copy of `student` to `out`: same seed and texts, same weights on the same machine.
 
     Args:
         student: a folder written by `shrink`.
         teacher: the folder it was cut from, or another model with the same vocabulary.
         out: a folder that does not exist yet; it appears whole or not at all.
-        texts: public texts; up to `healing.max_tokens` of their tokens are used, cut into rows.
+        texts: public texts; up to `MAX_TOKENS` of their tokens are used, cut into rows.
         healing: steps, rows a step, rate, seed, device.
-        progress: told after every step.
 
     Raises:
         ModelError: `out` exists, the vocabularies differ, or there is too little text.
@@ -71,8 +61,8 @@ def heal(
         small = load(student, fingerprint(student), device=healing.device, dtype="float32")
         large = load(teacher, fingerprint(teacher), device=healing.device)
     check_vocabularies(large, small)
-    rows = pack(small, texts, healing.max_tokens)
-    losses = _train(small, large, rows, healing, progress or (lambda *_: None))
+    rows = pack(small, texts, MAX_TOKENS)
+    losses = _train(small, large, rows, healing)
     note_file = student / "cotune.json"
     note = json.loads(note_file.read_text(encoding="utf-8")) if note_file.is_file() else {}
     settings = {key: value for key, value in asdict(healing).items() if key != "device"}
@@ -84,9 +74,7 @@ def heal(
     return out
 
 
-def _train(
-    small: CausalLM, large: CausalLM, rows: Tensor, healing: Healing, progress: Progress
-) -> list[float]:
+def _train(small: CausalLM, large: CausalLM, rows: Tensor, healing: Healing) -> list[float]:
     """Train the student's layers in place; returns the loss of each step, nats a token."""
     weights = [p for layer in LayerStack(small.model).modules for p in layer.parameters()]
     for weight in weights:
@@ -104,7 +92,6 @@ def _train(
         optimizer.step()
         schedule.step()
         losses.append(round(float(loss.detach()), 6))
-        progress(step + 1, healing.steps, losses[-1])
     return losses
 
 

@@ -12,7 +12,7 @@ from cotune.config import RuntimeConfig
 from cotune.errors import ModelError
 from cotune.models import causal_lm, zoo
 from cotune.models.causal_lm import CausalLM
-from cotune.models.lora import LoraStack, load_peft
+from cotune.models.lora import LoraStack, load_stack
 from cotune.records import Adapter
 
 
@@ -86,7 +86,7 @@ class InTurn:
         if spec.adapter is None:
             return Loaded(lm)
         if spec.adapter not in self._stacks:
-            self._stacks[spec.adapter] = _mounted(lm, spec.adapter)
+            self._stacks[spec.adapter] = load_stack(lm, spec.adapter)
         stack, adapter = self._stacks[spec.adapter]
         return Loaded(lm, stack, adapter)
 
@@ -101,11 +101,3 @@ class InTurn:
             )
             self._folder = folder
         return self._lm
-
-
-def _mounted(lm: CausalLM, folder: Path) -> tuple[LoraStack, Adapter]:
-    adapter = load_peft(folder, lm.fingerprint)
-    targets = sorted({name.removeprefix("base_model.model.").rsplit(".", 2)[0] for name in adapter.arrays})
-    stack = LoraStack(lm, adapter.rank, adapter.alpha, targets)
-    stack.check(adapter)
-    return stack, adapter

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cotune.errors import DataError
-from cotune.models.causal_lm import CausalLM, Encoded
+from cotune.models.causal_lm import CausalLM, Encoded, fitted
 from cotune.models.head import positions_per_chunk
 from cotune.records import DELIMITER, Example
 
@@ -89,17 +89,13 @@ def score_pairs(
     return _score(lm, groups, tokens, progress)
 
 
-def score_rows(
-    lm: CausalLM, rows: Sequence[Encoded], *, tokens: int, progress: Progress | None = None
-) -> Scores:
+def score_rows(lm: CausalLM, rows: Sequence[Encoded], *, tokens: int) -> Scores:
     """`score_pairs` of texts that are tokens already, exactly as they are: nothing is cut."""
     groups = _grouped(lm, rows, [row.ids[: row.num_context] for row in rows], tokens)
-    return _score(lm, groups, tokens, progress)
+    return _score(lm, groups, tokens)
 
 
-def score_choices(
-    lm: CausalLM, examples: Sequence[Example], *, tokens: int, progress: Progress | None = None
-) -> list[tuple[float, ...]]:
+def score_choices(lm: CausalLM, examples: Sequence[Example], *, tokens: int) -> list[tuple[float, ...]]:
     """Log-probability of `DELIMITER + choice` after the prompt, for each choice of each example.
 
     Equal to `score_pairs` on every choice within rounding, but a prompt is read once for all its choices
@@ -109,7 +105,6 @@ def score_choices(
         lm: the model, with or without one adapter mounted.
         examples: each with one choice or more.
         tokens: positions per forward pass, padding included.
-        progress: told after every pass.
 
     Returns:
         Sums in nats, one tuple per example in the order of its choices.
@@ -120,7 +115,7 @@ def score_choices(
     groups: list[list[Encoded]] = []
     for choices in _encode_choices(lm, examples):
         groups += [choices] if _can_share(lm, choices, tokens) else [[choice] for choice in choices]
-    sums = iter(_score(lm, groups, tokens, progress).sums.tolist())
+    sums = iter(_score(lm, groups, tokens).sums.tolist())
     return [tuple(next(sums) for _ in example.choices) for example in examples]
 
 
@@ -147,15 +142,7 @@ def batches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 def _encode(lm: CausalLM, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
     limit = context_length(lm) + 1
-    return [_cut(head, tail, limit) for head, tail in lm.encode_pairs(pairs)]
-
-
-def _cut(head: list[int], tail: list[int], limit: int) -> Encoded:
-    kept = tail[: limit - 1]
-    room = limit - len(kept)
-    was_cut = len(kept) < len(tail) or len(head) > room
-    head = head[-room:]
-    return Encoded((*head, *kept), len(head), was_cut)
+    return [fitted(head, tail, limit) for head, tail in lm.encode_pairs(pairs)]
 
 
 def _grouped(
@@ -190,7 +177,7 @@ def _check(example: Example, rows: Sequence[Encoded]) -> None:
 
 
 def _score(
-    lm: CausalLM, groups: Sequence[Sequence[Encoded]], tokens: int, progress: Progress | None
+    lm: CausalLM, groups: Sequence[Sequence[Encoded]], tokens: int, progress: Progress | None = None
 ) -> Scores:
     """Scores of all sequences of all groups, in order; the sequences of one group share one row."""
     trees = [_tree(group) for group in groups]

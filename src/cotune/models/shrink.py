@@ -1,10 +1,9 @@
 """A depth-pruned student out of a teacher: measure on a few public texts which layers it misses least.
 
-Papers: ShortGPT, Men et al. 2024, https://arxiv.org/abs/2403.03853 (block influence); Gromov et al. 2024,
-https://arxiv.org/abs/2403.17887 (angular distance of a block). Both look at hidden states only, in one
-forward pass; on few texts many layers nearly tie, and the wrong one of a tie can cost a nat. `greedy`, the
-default, therefore decides the ties by the student's own loss; every trial starts from the remembered input of
-the layer that is left out. `block` tries all contiguous blocks by their loss.
+Paper: ShortGPT, Men et al. 2024, https://arxiv.org/abs/2403.03853 (block influence). It looks at hidden
+states only, in one forward pass; on few texts many layers nearly tie, and the wrong one of a tie can cost a
+nat. `greedy`, the default, therefore decides the ties by the student's own loss; every trial starts from the
+remembered input of the layer that is left out.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from cotune.models.gguf import silence
 from cotune.models.layers import LayerStack, shrunk_config
 from cotune.models.zoo import fingerprint
 
-Method = Literal["greedy", "influence", "block", "angular"]
+Method = Literal["greedy", "influence"]
 MAX_TOKENS = 1024
 """Tokens, over all texts, that layers are measured on."""
 ROW_TOKENS = 64
@@ -57,31 +56,6 @@ class Choice:
     num_tokens: int
 
 
-def block_influence(lm: CausalLM, texts: Sequence[str]) -> list[float]:
-    """ShortGPT's block influence of every layer: 1 - mean over tokens of cos(input, output).
-
-    Raises:
-        ModelError: no text, or too little of it.
-    """
-    states = _states(lm, pack(lm, texts), range(_depth(lm)))
-    return [1.0 - _cosine(a, b) for a, b in pairwise(states)]
-
-
-def block_distances(lm: CausalLM, texts: Sequence[str], length: int) -> list[float]:
-    """Gromov's angular distance, arccos(cos) / pi, between the inputs of layers l and l + `length`.
-
-    One value for each l, the mean over all tokens: the paper's last token of each text alone is noise when
-    texts are few.
-
-    Raises:
-        ModelError: `length` is not between 1 and the number of layers; too little text.
-    """
-    if not 1 <= length <= _depth(lm):
-        raise ModelError(f"length={length}: expected 1 to {_depth(lm)}, the layers of the model")
-    states = _states(lm, pack(lm, texts), range(_depth(lm)))
-    return [_angle(a, b) for a, b in zip(states[:-length], states[length:], strict=True)]
-
-
 def choose_layers(lm: CausalLM, texts: Sequence[str], *, remove: int, method: Method = "greedy") -> Choice:
     """Measure on a few public texts which `remove` layers the model misses least.
 
@@ -91,8 +65,7 @@ def choose_layers(lm: CausalLM, texts: Sequence[str], *, remove: int, method: Me
         remove: how many layers go; at least one stays.
         method: `influence` takes the layers of least block influence (ShortGPT); `greedy` two thirds of them
             so, and the others one at a time, each time the one without which the loss on the texts is least,
-            among the `CANDIDATES` of least influence; `block` the contiguous block without which that loss
-            is least; `angular` the block of least angular distance (Gromov et al.).
+            among the `CANDIDATES` of least influence.
 
     Raises:
         ModelError: `remove` leaves no layer or takes none; too little text.
@@ -101,8 +74,8 @@ def choose_layers(lm: CausalLM, texts: Sequence[str], *, remove: int, method: Me
     if not 1 <= remove < depth:
         raise ModelError(f"remove={remove}: expected 1 to {depth - 1}, because the model has {depth} layers")
     rows = pack(lm, texts)
-    influence = tuple(1.0 - _cosine(a, b) for a, b in pairwise(_states(lm, rows, range(depth))))
-    pick = {"greedy": _greedy, "block": _block, "angular": _angular, "influence": _least_influence}[method]
+    influence = tuple(_influences(_states(lm, rows, range(depth))))
+    pick = _greedy if method == "greedy" else _least_influence
     removed = tuple(sorted(pick(lm, rows, remove)))
     kept = [layer for layer in range(depth) if layer not in removed]
     before, after = _loss(lm, rows, range(depth)), _loss(lm, rows, kept)
@@ -116,53 +89,34 @@ def _greedy(lm: CausalLM, rows: Tensor, remove: int) -> list[int]:
     kept = [layer for layer in range(_depth(lm)) if layer not in at_once]
     while len(kept) > _depth(lm) - remove:
         states = _states(lm, rows, kept)
-        influence = [1.0 - _cosine(a, b) for a, b in pairwise(states)]
+        influence = _influences(states)
         places = sorted(range(len(kept)), key=influence.__getitem__)[:CANDIDATES]
-        losses = {place: _loss_without(lm, rows, kept, states, range(place, place + 1)) for place in places}
+        losses = {place: _loss_without(lm, rows, kept, states, place) for place in places}
         del kept[min(losses, key=losses.__getitem__)]
     return [layer for layer in range(_depth(lm)) if layer not in kept]
 
 
-def _block(lm: CausalLM, rows: Tensor, remove: int) -> list[int]:
-    depth = _depth(lm)
-    states = _states(lm, rows, range(depth))
-    blocks = [range(first, first + remove) for first in range(depth - remove + 1)]
-    losses = [_loss_without(lm, rows, range(depth), states, block) for block in blocks]
-    return _run_from(losses, remove)
-
-
-def _angular(lm: CausalLM, rows: Tensor, remove: int) -> list[int]:
-    states = _states(lm, rows, range(_depth(lm)))
-    return _run_from([_angle(a, b) for a, b in zip(states[:-remove], states[remove:], strict=True)], remove)
-
-
 def _least_influence(lm: CausalLM, rows: Tensor, remove: int) -> list[int]:
-    influence = [1.0 - _cosine(a, b) for a, b in pairwise(_states(lm, rows, range(_depth(lm))))]
+    influence = _influences(_states(lm, rows, range(_depth(lm))))
     return sorted(range(len(influence)), key=influence.__getitem__)[:remove]
 
 
 def _loss_without(
-    lm: CausalLM, rows: Tensor, kept: Sequence[int], states: Sequence[Tensor], places: range
+    lm: CausalLM, rows: Tensor, kept: Sequence[int], states: Sequence[Tensor], place: int
 ) -> float:
-    """Loss without the layers at `places` of `kept`: what runs before them is remembered in `states`."""
-    rest = kept[places.stop :]
-    return _loss(lm, rows, rest, states[places.start]) if rest else _loss(lm, rows, kept[: places.start])
+    """Loss without the layer at `place` of `kept`: what runs before it is remembered in `states`."""
+    rest = kept[place + 1 :]
+    return _loss(lm, rows, rest, states[place]) if rest else _loss(lm, rows, kept[:place])
 
 
-def _run_from(costs: Sequence[float], length: int) -> list[int]:
-    """The cheapest block, given the cost of a block of `length` layers from each first layer on."""
-    first = min(range(len(costs)), key=costs.__getitem__)
-    return list(range(first, first + length))
+def _influences(states: Sequence[Tensor]) -> list[float]:
+    """ShortGPT's block influence of every layer: 1 - mean over tokens of cos(input, output)."""
+    return [1.0 - _cosine(a, b) for a, b in pairwise(states)]
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
     """Mean cosine of hidden states [rows, length, width]."""
     return float(F.cosine_similarity(a[:, 1:].float(), b[:, 1:].float(), dim=-1).mean())
-
-
-def _angle(a: Tensor, b: Tensor) -> float:
-    cosine = F.cosine_similarity(a[:, 1:].float(), b[:, 1:].float(), dim=-1)
-    return float(torch.arccos(cosine.clamp(-1, 1)).mean()) / math.pi
 
 
 def pack(lm: CausalLM, texts: Sequence[str], max_tokens: int = MAX_TOKENS) -> Tensor:

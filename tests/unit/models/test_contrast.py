@@ -87,12 +87,6 @@ def ours(lm: CausalLM, clients: list[list[Pair]], references, how: ContrastConfi
     return _forward(lm, active, (reference, share), how)
 
 
-def difference(one, other) -> float:
-    """Largest difference over the largest value."""
-    gap = max(np.abs(one.arrays[n] - other.arrays[n]).max() for n in one.arrays)
-    return gap / max(np.abs(a).max() for a in one.arrays.values())
-
-
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
 def dtype(request):
     return request.param
@@ -152,7 +146,7 @@ def test_a_stack_gives_the_adapters_of_separate_runs(dtype):
     for k, one in enumerate(together):
         [alone] = contrast(lm, stack, [jobs()[k]], how, limit=1)
         # float32: as in test_tune.py
-        assert difference(one.adapter, alone.adapter) < (1e-9 if dtype == torch.float64 else 1e-2)
+        assert tiny.difference(one.adapter, alone.adapter) < (1e-9 if dtype == torch.float64 else 1e-2)
         assert one.loss == pytest.approx(alone.loss, rel=1e-5)
         assert (one.steps, one.tokens, one.cut) == (alone.steps, alone.tokens, alone.cut)
         places = [(record.row, record.batch) for record in one.records]
@@ -167,8 +161,8 @@ def test_a_pair_of_twice_the_weight_counts_as_if_it_were_there_twice():
     weighted = replace(job(lm, stack, once), weights=np.array([2 / 3, 4 / 3]))
     plain = job(lm, stack, once)
     found = [contrast(lm, stack, [one], how)[0].adapter for one in (twice, weighted, plain)]
-    assert difference(found[1], found[0]) < 1e-9
-    assert difference(found[2], found[0]) > 1e-3
+    assert tiny.difference(found[1], found[0]) < 1e-9
+    assert tiny.difference(found[2], found[0]) > 1e-3
 
 
 def test_a_job_without_pairs_keeps_its_adapter(lm, stack):
@@ -209,7 +203,6 @@ def test_records_are_what_a_pair_was_before_its_step(lm, stack):
     for record in found.records:
         pair = given[record.row]
         preferred, other = naive(lm, pair.prompt, pair.preferred), naive(lm, pair.prompt, pair.other)
-        assert (record.preferred_tokens, record.other_tokens) == (len(preferred), len(other))
         assert record.loss == pytest.approx(-math.log(1 / (1 + math.exp(-0.1 * record.margin))), rel=1e-6)
         if record.batch:
             continue  # after the first step the adapter is another

@@ -212,11 +212,6 @@ def job(stack: LoraStack, number: int, seed: int, **changes: float) -> TuneJob:
     )
 
 
-def difference(one, other) -> float:
-    gap = max(np.abs(one.arrays[n] - other.arrays[n]).max() for n in one.arrays)
-    return gap / max(np.abs(a).max() for a in one.arrays.values())
-
-
 def test_a_stack_gives_the_adapters_of_separate_runs():
     lm = tiny.lm(dtype=torch.float64)
     stack = LoraStack(lm, 2, 4, "all-linear")
@@ -228,7 +223,7 @@ def test_a_stack_gives_the_adapters_of_separate_runs():
     together = tune_privately(lm, stack, jobs(), config, limit=3)
     for k, one in enumerate(together):
         [single] = tune_privately(lm, stack, [jobs()[k]], config, limit=1)
-        assert difference(one.adapter, single.adapter) < 1e-9
+        assert tiny.difference(one.adapter, single.adapter) < 1e-9
         assert one.loss == pytest.approx(single.loss, rel=1e-5)
         assert (one.steps, one.tokens, one.cut) == (single.steps, single.tokens, single.cut)
     assert stack._groups == 0  # nothing stays mounted
@@ -265,7 +260,7 @@ def test_without_noise_and_bound_all_examples_are_learned_as_in_public():
     [private] = tune_privately(
         lm, stack, [TuneJob(rows, start, rng, private=privacy(clip=1e9, noise=0.0))], config
     )
-    assert difference(public.adapter, private.adapter) < 1e-9
+    assert tiny.difference(public.adapter, private.adapter) < 1e-9
     assert public.loss == pytest.approx(private.loss)
     assert public.steps == private.steps == 3
 
@@ -313,7 +308,7 @@ def test_a_step_without_examples_is_noise_only(monkeypatch):
     given = job(stack, 5, 0)
     [done] = tune_privately(lm, stack, [given], tiny.tune_config())
     assert (done.steps, done.tokens, done.loss) == (2, 0, 0.0)
-    assert difference(given.adapter, done.adapter) > 0
+    assert tiny.difference(given.adapter, done.adapter) > 0
 
 
 def test_the_public_generator_decides_nothing():
@@ -326,8 +321,8 @@ def test_the_public_generator_decides_nothing():
         given = TuneJob(tiny.examples(6), start, rng, private=privacy(secret, noise=0.0))
         return tune_privately(lm, stack, [given], tiny.tune_config(batch_size=2))[0].adapter
 
-    assert difference(run(1, 5), run(2, 5)) == 0
-    assert difference(run(1, 5), run(1, 6)) > 0  # without noise: it is the batches that differ
+    assert tiny.difference(run(1, 5), run(2, 5)) == 0
+    assert tiny.difference(run(1, 5), run(1, 6)) > 0  # without noise: it is the batches that differ
 
 
 def test_sums_of_a_private_job_tell_nothing_of_its_examples():
@@ -395,7 +390,7 @@ def test_a_learner_that_hides_tunes_its_clients_in_private():
     starts = [tiny.random_adapter(stack, 1)] * 2
     first, again = hiding.tune_clients(clients, starts), hiding.tune_clients(clients, starts)
     assert [one.is_private for one in first] == [True, True]
-    assert difference(first[0].adapter, again[0].adapter) == 0
+    assert tiny.difference(first[0].adapter, again[0].adapter) == 0
     assert [one.is_private for one in plain.tune_clients(clients, starts)] == [False, False]
     with pytest.raises(ConfigError, match="without privacy"):
         hiding.tune([TuneJob(tiny.examples(3), starts[0], np.random.default_rng(0))])

@@ -264,10 +264,10 @@ def test_evaluation_by_choice() -> None:
         for name, answer in (("x", 0), ("y", 1), ("z", 0))
     ]
     sums = [(-1.0, -2.0), (-1.0, -3.0), (-5.0, -4.0)]  # per character: -1 -0.5, -1 -0.75, -5 -1
-    assert evaluation.choice_metrics(examples, sums) == pytest.approx(
+    said = evaluation.choice_answers(examples, sums)
+    assert evaluation.summary(said, "choice") == pytest.approx(
         {"accuracy": 1 / 3, "accuracy_norm": 1 / 3, "n": 3, "stderr": 1 / 3}
     )
-    said = evaluation.choice_answers(examples, sums)
     assert [(a.id, a.text, a.score, a.score_norm) for a in said] == [
         ("x", "a", 1.0, 0.0),
         ("y", "a", 0.0, 1.0),
@@ -282,9 +282,9 @@ def test_evaluation_of_a_model_by_choice_and_by_text(lm: CausalLM) -> None:
         Example(id="same", prompt="A", completion=said, choices=("x", "y"), answer_idx=0),
         Example(id="other", prompt="B", completion="never said", choices=("x", "y"), answer_idx=1),
     ]
-    found = evaluation.evaluate(lm, examples, "exact_match", tokens=100, sampling=how)
-    assert found == {"exact_match": 0.5, "n": 2, "stderr": 0.5}
-    assert evaluation.evaluate(lm, examples, "rouge_l", tokens=100, sampling=how)["n"] == 2
+    found = evaluation.answers(lm, examples, "exact_match", tokens=100, sampling=how)
+    assert evaluation.summary(found, "exact_match") == {"exact_match": 0.5, "n": 2, "stderr": 0.5}
+    assert evaluation.evaluate(lm, examples, "rouge_l", tokens=100)["n"] == 2
     assert evaluation.evaluate(lm, examples, "choice", tokens=100).keys() == {
         "accuracy",
         "accuracy_norm",

@@ -36,15 +36,12 @@ def pair(tmp_path, monkeypatch) -> tuple[Path, Path]:
 
 def test_healing_brings_the_student_nearer_to_the_teacher(pair, tmp_path):
     teacher, student = pair
-    seen: list[tuple[int, int, float]] = []
-    out = heal(
-        student, teacher, tmp_path / "out", texts=TEXTS, healing=QUICK, progress=lambda *a: seen.append(a)
-    )
-    assert [(step, total) for step, total, _ in seen] == [(i, 6) for i in range(1, 7)]
-    assert seen[-1][2] < seen[0][2]
+    out = heal(student, teacher, tmp_path / "out", texts=TEXTS, healing=QUICK)
     note = json.loads((out / "cotune.json").read_text())
     assert note["removed"]
-    assert note["healing"]["losses"] == [loss for _, _, loss in seen]
+    losses = note["healing"]["losses"]
+    assert len(losses) == QUICK.steps
+    assert losses[-1] < losses[0]
 
 
 def test_healing_trains_the_layers_and_leaves_embedding_and_head_alone(pair, tmp_path):

@@ -326,6 +326,7 @@ def test_an_example_without_choices_is_refused(lm: CausalLM) -> None:
 
 def test_progress_ends_with_everything_done(lm: CausalLM) -> None:
     seen: list[tuple[int, int]] = []
-    score_choices(lm, CHOICES, tokens=60, progress=lambda done, total: seen.append((done, total)))
+    score_pairs(lm, PAIRS, tokens=60, progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (14, 14)
+    assert len(seen) > 1
+    assert seen[-1] == (5, 5)

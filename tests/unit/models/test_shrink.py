@@ -25,7 +25,9 @@ from cotune.errors import ModelError
 from cotune.models import shrink as shrink_module
 from cotune.models.causal_lm import CausalLM
 from cotune.models.layers import LayerStack
-from cotune.models.shrink import block_distances, block_influence, choose_layers, pack, shrink
+from cotune.models.shrink import choose_layers, pack, shrink
+
+pytestmark = pytest.mark.usefixtures("cache_folder")
 
 TEXTS = [f"Question: what is {i} and {i}? Answer: it is {2 * i}." for i in range(5)]
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 258}
@@ -70,14 +72,13 @@ def silence_layers(model: LlamaForCausalLM, *layers: int) -> LlamaForCausalLM:
     return model
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("COTUNE_CACHE", str(tmp_path / "cache"))
+def influences(lm: CausalLM, texts: list[str]) -> tuple[float, ...]:
+    return choose_layers(lm, texts, remove=1, method="influence").influence
 
 
 def test_influence_of_a_layer_that_does_nothing_is_zero():
     lm = wrap(silence_layers(build("llama"), 2))
-    influence = block_influence(lm, TEXTS)
+    influence = influences(lm, TEXTS)
     assert len(influence) == 4
     assert influence[2] == pytest.approx(0.0, abs=1e-6)
     assert min(influence[0], influence[1], influence[3]) > 0.01
@@ -90,41 +91,24 @@ def test_influence_is_one_minus_the_mean_cosine_of_input_and_output():
     cosine = torch.nn.functional.cosine_similarity(states[1][:, 1:], states[2][:, 1:], dim=-1).mean()
     lm.tokenizer = deepcopy(lm.tokenizer)  # the one of all tests keeps its own
     lm.tokenizer.eos_token = None
-    assert block_influence(lm, ["".join(TEXTS)[:64]])[1] == pytest.approx(1 - float(cosine), abs=1e-6)
+    assert influences(lm, ["".join(TEXTS)[:64]])[1] == pytest.approx(1 - float(cosine), abs=1e-6)
 
 
-def test_angular_distance_over_silent_layers_is_zero_and_never_above_one():
+def test_influence_removes_the_layers_that_do_nothing():
     lm = wrap(silence_layers(build("llama"), 1, 2))
-    distances = block_distances(lm, TEXTS, 2)
-    assert len(distances) == 3
-    assert distances[1] == pytest.approx(0.0, abs=1e-3)  # arccos is steep at 1
-    assert all(0 <= d <= 1 for d in distances)
-
-
-@pytest.mark.parametrize("method", ["angular", "influence"])
-def test_methods_on_hidden_states_remove_the_layers_that_do_nothing(method):
-    lm = wrap(silence_layers(build("llama"), 1, 2))
-    choice = choose_layers(lm, TEXTS, remove=2, method=method)
+    choice = choose_layers(lm, TEXTS, remove=2, method="influence")
     assert choice.removed == (1, 2)
     assert choice.loss_after == pytest.approx(choice.loss_before, abs=1e-5)
-    assert (choice.method, len(choice.influence)) == (method, 4)
+    assert (choice.method, len(choice.influence)) == ("influence", 4)
 
 
 def loss_without(lm: CausalLM, removed: tuple[int, ...]) -> float:
     return shrink_module._loss(lm, pack(lm, TEXTS), [layer for layer in range(4) if layer not in removed])
 
 
-def test_block_is_the_contiguous_block_of_least_loss_by_brute_force():
-    lm = wrap(build("llama", seed=3))
-    blocks = [(0, 1), (1, 2), (2, 3)]
-    assert choose_layers(lm, TEXTS, remove=2, method="block").removed == min(
-        blocks, key=lambda block: loss_without(lm, block)
-    )
-
-
 def test_greedy_takes_two_thirds_by_influence_and_the_rest_by_loss():
     lm = wrap(build("llama", seed=4))
-    influence = block_influence(lm, TEXTS)
+    influence = influences(lm, TEXTS)
     best = min(range(4), key=lambda layer: loss_without(lm, (layer,)))
     assert choose_layers(lm, TEXTS, remove=1, method="greedy").removed == (best,)
     first = influence.index(min(influence))
@@ -213,12 +197,10 @@ def test_existing_folder_is_not_written_over(tmp_path):
         shrink(tmp_path / "teacher", tmp_path / "student", layers=2, texts=TEXTS)
 
 
-def test_no_texts_and_impossible_measurements_are_refused(tmp_path):
+def test_no_texts_and_impossible_measurements_are_refused():
     lm = wrap(build("llama"))
     with pytest.raises(ModelError, match="too few"):
-        block_influence(lm, [])
-    with pytest.raises(ModelError, match="expected 1 to 4"):
-        block_distances(lm, TEXTS, 5)
+        choose_layers(lm, [], remove=1)
     with pytest.raises(ModelError, match="expected 1 to 3"):
         choose_layers(lm, TEXTS, remove=4)
 

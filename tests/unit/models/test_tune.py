@@ -25,12 +25,6 @@ def job(stack: LoraStack, number: int, seed: int, span: tuple[float, float] = (0
     return TuneJob(tiny.examples(number, seed=seed), start, np.random.default_rng(seed), span)
 
 
-def difference(one, other) -> float:
-    """Largest difference over the largest value."""
-    gap = max(np.abs(one.arrays[n] - other.arrays[n]).max() for n in one.arrays)
-    return gap / max(np.abs(a).max() for a in one.arrays.values())
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_a_stack_gives_the_adapters_of_separate_runs(dtype):
     """Sizes 5, 8, 3: partial last batches, clients that finish early; 1.5 epochs: a fraction of a pass."""
@@ -48,7 +42,7 @@ def test_a_stack_gives_the_adapters_of_separate_runs(dtype):
         [alone] = tune(lm, stack, [jobs()[k]], config, limit=1)
         # float32: Adam divides by the gradient's own size, so where that is rounding only, a step may differ
         # by its whole length; in float64 nothing is near rounding
-        assert difference(one.adapter, alone.adapter) < (1e-9 if dtype == torch.float64 else 1e-2)
+        assert tiny.difference(one.adapter, alone.adapter) < (1e-9 if dtype == torch.float64 else 1e-2)
         assert one.loss == pytest.approx(alone.loss, rel=1e-5)
         assert (one.steps, one.tokens, one.cut) == (alone.steps, alone.tokens, alone.cut)
 
@@ -114,7 +108,7 @@ def test_a_client_does_not_notice_who_came_before_it():
     [first] = tune(lm, stack, [job(stack, 6, 1)], tiny.tune_config())
     tune(lm, stack, [job(stack, 9, 2), job(stack, 3, 3)], tiny.tune_config())
     [again] = tune(lm, stack, [job(stack, 6, 1)], tiny.tune_config())
-    assert difference(first.adapter, again.adapter) == 0
+    assert tiny.difference(first.adapter, again.adapter) == 0
 
 
 def test_results_come_in_the_order_of_the_jobs():

