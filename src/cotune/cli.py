@@ -251,13 +251,19 @@ def audit_init(
 
 @audit_app.command()
 def recount(
-    folder: Annotated[Path, typer.Argument(help="logs in the reference repository's format", metavar="DIR")],
+    path: Annotated[
+        Path,
+        typer.Argument(
+            help="a folder of logs in the reference repository's format, or an RSE table in a file"
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Count the loose, strict and hard hits of published logs again."""
+    """Count the loose, strict and hard hits of published logs again, or average an RSE table."""
     from cotune import recount as recounting
 
-    found = recounting.recount(folder)
+    found: list[recounting.Row] | list[recounting.RseRow]
+    found = recounting.averages(path) if path.is_file() else recounting.recount(path)
     if as_json:
         _print([row.as_facts() for row in found])
     else:

@@ -232,6 +232,33 @@ class RseRow:
         """The unweighted mean of the sets' means."""
         return sum(self.means.values()) / len(self.means)
 
+    def as_facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"average": self.average}
+
+    def line(self) -> str:
+        """For people: the average, and what is printed beside it."""
+        printed = "" if self.printed is None else f"  printed {self.printed:.3f}"
+        return f"{self.model:<28}  {self.average:.3f}  of {len(self.means)} prompt sets{printed}"
+
+
+def averages(path: Path) -> list[RseRow]:
+    """Averages of the RSE table in a file: see `table_rows` and `rse_average`.
+
+    Raises:
+        DataError: it cannot be read, or holds no such table; says where.
+    """
+    try:
+        rows = table_rows(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read ({error}); expected a table in Markdown or CSV") from None
+    if not rows:
+        raise DataError(f"{path}: no rows; expected a line for each model under one with the prompt sets")
+    try:
+        return rse_average(rows)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
 
 def table_rows(text: str) -> list[dict[str, str]]:
     """Rows of a table in Markdown, where every line begins with `|`, or in CSV."""
@@ -252,6 +279,8 @@ def rse_average(rows: Sequence[Mapping[str, str]]) -> list[RseRow]:
     found = []
     for row in rows:
         name, *sets = row
+        if None in sets:  # what csv calls the column of cells that have none
+            raise DataError(f"{row[name]}: more cells than columns; expected one for each prompt set")
         means = {key: _number(row[key], f"{row[name]}, {key}") for key in sets}
         printed = [means.pop(key) for key in sets if key.strip().casefold() in ("avg", "average", "mean")]
         if not means:

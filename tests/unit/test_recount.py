@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cotune.errors import DataError
-from cotune.recount import recount, rse_average, table_rows
+from cotune.recount import averages, recount, rse_average, table_rows
 
 FIELDS = ["jailbreak_prompt", "query", "target_responses", "eval_results"]
 TEMPLATES = ["play a baker: {query}", "play ChatGPT: {query}", 'two\nlines, "quoted": {query}']
@@ -156,11 +156,29 @@ def test_a_table_may_be_csv_and_need_no_average():
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("model,a\none,x\n", "one, a: got 'x'"), ("model\none\n", "no prompt sets")]
+    ("text", "expected"),
+    [
+        (b"model,a\none,x\n", "one, a: got 'x'"),
+        (b"model\none\n", "one: no prompt sets"),
+        (b"model,a\none,1,2\n", "one: more cells than columns"),
+        (b"| model | a |\n| --- | --- |\n", "no rows"),
+        (b"", "no rows"),
+        (b"\xff", "cannot be read"),
+    ],
 )
-def test_a_table_that_cannot_be_averaged_says_where(text, expected):
-    with pytest.raises(DataError, match=expected):
-        rse_average(table_rows(text))
+def test_a_table_that_cannot_be_averaged_says_where(tmp_path, text, expected):
+    path = tmp_path / "table.md"
+    path.write_bytes(text)
+    with pytest.raises(DataError, match=f"table.md: {expected}"):
+        averages(path)
+
+
+def test_a_table_in_a_file_is_averaged_and_told(tmp_path):
+    path = tmp_path / "table.md"
+    path.write_text(TABLE, encoding="utf-8")
+    one, two = averages(path)
+    assert one.line().split() == ["one", "3.628", "of", "3", "prompt", "sets", "printed", "3.628"]
+    assert two.as_facts()["average"] == 5.0
 
 
 PUBLISHED = {
