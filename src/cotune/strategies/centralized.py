@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cotune.plugins import PluginConfig
 from cotune.protocols import Client, Parts, Reply, State, Verbs
-from cotune.records import Adapter, Example, Round
+from cotune.records import Adapter, Example, Round, readable
 
 if TYPE_CHECKING:
     from cotune.models.learner import Learner
@@ -71,7 +71,8 @@ def _example(row: Mapping[str, Any]) -> Example:
     fits = all(isinstance(text, str) for text in [*texts.values(), *choices])
     if not fits or not (answer is None or isinstance(answer, int)) or len(row) != len(texts) + 2:
         raise TypeError("a field of an example has another type")
-    return Example(**texts, choices=tuple(choices), answer_idx=answer)
+    texts = {name: readable(text) for name, text in texts.items()}
+    return Example(**texts, choices=tuple(map(readable, choices)), answer_idx=answer)
 
 
 def build(_config: Config, parts: Parts) -> Centralized:
