@@ -8,6 +8,7 @@ allocator compares them, and, for the items that the server asked for, its paths
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -151,8 +152,8 @@ class Pupils:
         if probe:
             self._keep_lessons(client, "probe", probe, paths, own)
         scrubbed = [self.scrubber.scrub(own[row]) for row in asked]
-        counts = {name: sum(one.counts[name] for one in scrubbed) for one in scrubbed for name in one.counts}
-        return Reply(facts={"paths": [one.text for one in scrubbed], "scrubbed": counts})
+        counts = sum((Counter(one.counts) for one in scrubbed), Counter[str]())
+        return Reply(facts={"paths": [one.text for one in scrubbed], "scrubbed": dict(counts)})
 
     def _learn(self, _told: Given, client: Client) -> Reply:
         """The filter learns what this round's items were worth; only sums over items are told."""

@@ -14,6 +14,7 @@ from cotune.errors import ConfigError, DataError
 from cotune.lessons import Tutor
 from cotune.models.learner import Learner
 from cotune.pool_view import mean_losses
+from cotune.pupils import Pupils
 from cotune.records import adapter_digest
 from cotune.strategies.fedavg import FedAvg
 
@@ -279,6 +280,17 @@ def test_a_wish_that_cannot_be_is_refused_and_the_others_go_on(small, tmp_path, 
     found = session.run(replace(ready, num_rounds=1), tmp_path)
     assert found["failures"] == 1
     assert all(first not in line["wanted"] for line in lines(tmp_path))
+
+
+def test_what_is_scrubbed_in_some_paths_and_not_in_others_is_counted(small, tmp_path, monkeypatch):
+    texts = {0: "Ask ann@example.org.", 1: "It is so.", 2: "Ask bob@example.org or 0049 151 23456789."}
+    monkeypatch.setattr(Pupils, "_write", lambda self, client, rows: {row: texts[row % 3] for row in rows})
+    options = {"allocator": "everything", "teach": {**TEACH, "probe": 0}, "data__sources": few(small)}
+    ready = tiny.ready(small, tmp_path, rounds=1, **options)
+    session.run(ready, tmp_path)
+    [line] = lines(tmp_path)
+    times = line["pool"] // 3 * len(line["asked"])
+    assert line["scrubbed"] == {"email": 2 * times, "phone": times}
 
 
 @pytest.mark.parametrize("scrubbed", [{"email": 10**400}, {"email": 10**10}, {"email": True}, [1], "no"])
