@@ -192,7 +192,7 @@ def _stage(
     if config.allocator:
         taught = teaching(config, models, dataset, around, is_server=is_server)
     else:
-        _tell_unread(config, note)
+        _tell_unread(config, fleet, note)
     rationales = Rationales(config, cache(partial(_llm, config, fleet, dataset, told)), around)
     wire = build_guards.wire(config, families.members(config, dataset.clients), out, fleet.num_values, keys)
     common = Surroundings(dataset, out, watch, note, taught, rationales, wire.outbox)
@@ -201,10 +201,11 @@ def _stage(
     return Stage(fleet, wire, common, crews)
 
 
-def _tell_unread(config: Config, note: Note) -> None:
+def _tell_unread(config: Config, fleet: Fleet, note: Note) -> None:
     """Settings of teaching that a run without an allocator does not read."""
     options = plugins.config_class("strategy", config.strategy.name).model_validate(config.strategy.options)
-    is_asked = bool(config.audits) or getattr(options, "rationales", None) == "teacher"
+    is_audited = bool(config.audits) and fleet.llm is None  # then the teacher stands for the LLM
+    is_asked = is_audited or getattr(options, "rationales", None) == "teacher"
     unread = config.teach.model_copy(update={"teacher": None}) if is_asked else config.teach
     if unread != TeachConfig():
         note(

@@ -157,16 +157,12 @@ def _learned(lines: Sequence[Line], side: str) -> str:
 
 def _shortened(lines: Sequence[Line]) -> str:
     """How many paths were too long to be learned from whole, as a sentence; empty where none was."""
-    counts = [
-        (name, sum(_count(mapping(line.get(side)).get("cut")) for _, line in lines))
-        for side, name, _ in SIDES
-    ]
-    told = [f"the {name} {count:,}" for name, count in counts if count]
-    return (
-        f"Paths that were cut at tune.max_length when they were learned from: {', '.join(told)}."
-        if told
-        else ""
-    )
+    told = []
+    for side, name, _ in SIDES:
+        count = sum(_count(mapping(line.get(side)).get("cut")) for _, line in lines)
+        told += [f"the {name} {count:,}"] if count else []
+    start = "Paths that were cut at tune.max_length when they were learned from: "
+    return f"{start}{', '.join(told)}." if told else ""
 
 
 def _share_charts(lines: Sequence[Line]) -> list[dict[str, Any]]:

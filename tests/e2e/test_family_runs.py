@@ -34,6 +34,14 @@ def group(model, clients=1):
     return [{"name": "other", "clients": clients, "model": str(model), "lora": lora, "tune": tune}]
 
 
+def test_a_local_teacher_of_rationales_is_loaded_once_for_all_families(small, other, tmp_path):
+    strategy = {"name": "step_by_step", "rationales": "teacher", "guard": False}
+    made = config.from_dict(tiny.raw_config(small, strategy=strategy, families=group(other), rounds=1))
+    notes = []
+    session.run(build.session(made, tmp_path, lambda _: None, notes.append), tmp_path)
+    assert sum(note.startswith("loading llm") for note in notes) == 1
+
+
 def adapters(folder):
     return [tiny.adapter_bytes(folder, role) for role in NAMES]
 

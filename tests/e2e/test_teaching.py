@@ -486,6 +486,7 @@ def test_what_cannot_teach_is_told_before_anything_is_trained(small, tmp_path):
     teacher = {"teacher": {"url": "http://127.0.0.1:9/v1", "model": "m"}}
     assert "teach: nothing of it is read" in said(teach={"prepare": 1})
     assert "teach: nothing of it is read" in said(strategy="fedavg", teach=teacher)
+    assert "teach: nothing of it is read" in said(audits=["likeness"], teach=teacher)  # it has an LLM
     assert "nothing of it" not in said(
         strategy={"name": "step_by_step", "rationales": "teacher"}, teach=teacher
     )
